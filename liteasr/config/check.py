@@ -1,0 +1,293 @@
+"""What no recipe may say: impossible values, and combinations that make no sense."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Callable, Iterator
+from functools import reduce
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from liteasr.config.errors import ConfigError, did_you_mean
+from liteasr.config.schema import ROLES, BudgetConfig, Recipe, SourceConfig, SourceKind
+
+__all__ = ["METHOD_NAMES", "check", "parse_thresholds"]
+
+METHOD_NAMES = ("pca", "none")
+"""Compression methods that have a name; others are named by the dotted path of their class."""
+
+PRECISIONS = (
+    *("64-true", "64", "32-true", "32", "16-true", "16-mixed", "16"),
+    *("bf16-true", "bf16-mixed", "bf16", "transformer-engine", "transformer-engine-float16"),
+)
+"""Values of ``trainer.precision``, Lightning's."""
+
+
+class _Range(NamedTuple):
+    """Numbers that some keys may have; a key without a value is left alone."""
+
+    holds: Callable[[float], bool]
+    wording: str
+    keys: tuple[str, ...]
+
+
+_RANGES = (
+    _Range(
+        lambda x: x >= 1,
+        "at least 1",
+        (
+            "data.calibration_clips",
+            "data.calibration_batch_size",
+            "data.train_batch_size",
+            "data.eval_batch_size",
+            "decoding.num_beams",
+            "decoding.max_new_tokens",
+            "compression.rank_multiple",
+            "finetune.val_every",
+            "trainer.num_nodes",
+            "trainer.accumulate_grad_batches",
+            "trainer.log_every_n_steps",
+            "trainer.num_threads",
+        ),
+    ),
+    _Range(
+        lambda x: x >= 0,
+        "at least 0",
+        (
+            "run.seed",
+            "data.num_workers",
+            "compression.save_every",
+            "finetune.max_steps",
+            "finetune.warmup_steps",
+            "finetune.weight_decay",
+            "trainer.gradient_clip_val",
+        ),
+    ),
+    _Range(lambda x: 0 < x < math.inf, "above 0", ("finetune.learning_rate",)),
+    _Range(
+        lambda x: 0 < x <= 1,
+        "above 0 and at most 1",
+        ("compression.max_rank_attention", "compression.max_rank_mlp"),
+    ),
+    _Range(lambda x: 0 <= x <= 1, "between 0 and 1", ("compression.padding_weight",)),
+    _Range(
+        lambda x: 0 <= x < 1,
+        "at least 0 and below 1",
+        ("data.max_bad_fraction", "finetune.label_smoothing"),
+    ),
+)
+
+
+def check(recipe: Recipe, *, complete: bool = True) -> list[str]:
+    """Everything that keeps a typed recipe from making sense, as messages that name the keys.
+
+    Local paths are looked up; nothing is read and the network is not used.
+
+    Args:
+        recipe: The recipe.
+        complete: ``False`` if parts of it could not be read, so that absent sets and stages are no
+            error.
+    """
+    checks = [_ranges, _run, _model, _sources, _overlaps, _compression, _trainer]
+    if complete:
+        checks.append(_stages)
+    return [message for one in checks for message in one(recipe)]
+
+
+def parse_thresholds(text: str) -> tuple[float, float]:
+    """Kept energy of attention layers and of MLP layers.
+
+    Args:
+        text: ``attention:mlp``, or one number for both; each above 0 and at most 1.
+
+    Raises:
+        ConfigError: The text is something else.
+
+    Example:
+        >>> parse_thresholds("0.99:0.999"), parse_thresholds("0.99")
+        ((0.99, 0.999), (0.99, 0.99))
+    """
+    try:
+        numbers = [float(part) for part in text.split(":")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (1, 2) or not all(0 < number <= 1 for number in numbers):
+        raise ConfigError(
+            f"compression.thresholds: {text!r} is neither one number nor attention:mlp "
+            "(0.99:0.999), each above 0 and at most 1"
+        )
+    return numbers[0], numbers[-1]
+
+
+def _get(recipe: Recipe, key: str) -> Any:
+    return reduce(getattr, key.split("."), recipe)
+
+
+def _ranges(recipe: Recipe) -> Iterator[str]:
+    for allowed in _RANGES:
+        for key in allowed.keys:
+            value = _get(recipe, key)
+            if value is not None and not allowed.holds(value):
+                yield f"{key}: {value} is not {allowed.wording}"
+
+
+def _run(recipe: Recipe) -> Iterator[str]:
+    run = recipe.run
+    for key in ("name", "dir"):
+        if not getattr(run, key).strip():
+            yield f"run.{key}: must not be empty"
+    if run.resume and run.overwrite:
+        yield "run.resume, run.overwrite: only one can be true: go on, or start over"
+    if run.overwrite and Path.cwd().is_relative_to(Path(run.dir).expanduser().resolve()):
+        yield f"run.dir: {run.dir!r} holds the current folder, which run.overwrite would delete"
+
+
+def _is_local(name: str) -> bool:
+    """Whether a model or data set is named by a path rather than as ``owner/name``."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
+def _exists(name: str) -> bool:
+    return Path(name).expanduser().exists()
+
+
+def _model(recipe: Recipe) -> Iterator[str]:
+    for key in ("model.id", "model.processor"):
+        value = _get(recipe, key)
+        if value is None:
+            continue
+        if not value.strip():
+            yield f"{key}: must not be empty"
+        elif _is_local(value) and not _exists(value):
+            yield f"{key}: {value} does not exist"
+
+
+def _all_sources(recipe: Recipe) -> Iterator[tuple[str, str, SourceConfig]]:
+    """Role, dotted key and content of every source."""
+    for role in ROLES:
+        for name, source in getattr(recipe.data, role).items():
+            yield role, f"data.{role}.{name}", source
+
+
+def _sources(recipe: Recipe) -> Iterator[str]:
+    for _, key, source in _all_sources(recipe):
+        if source.skip < 0:
+            yield f"{key}.skip: {source.skip} is not at least 0"
+        if source.limit is not None and source.limit < 1:
+            yield f"{key}.limit: {source.limit} is not at least 1"
+        if not source.text:
+            yield f"{key}.text: names no column"
+        if source.kind is SourceKind.demo:
+            yield (
+                f"{key}.kind: this version has no built-in demo set yet; "
+                "use hub, folder or manifest"
+            )
+        elif not source.path.strip():
+            if isinstance(source.kind, SourceKind):
+                yield f"{key}.path: must be set"
+        else:
+            yield from _source_path(key, source)
+
+
+def _source_path(key: str, source: SourceConfig) -> Iterator[str]:
+    path = Path(source.path).expanduser()
+    if source.kind is SourceKind.hub:
+        if _is_local(source.path) and not path.exists():
+            yield f"{key}.path: {source.path} does not exist"
+    elif source.kind in (SourceKind.folder, SourceKind.manifest):
+        is_folder = source.kind is SourceKind.folder
+        if not path.exists():
+            yield f"{key}.path: {source.kind.value} {source.path} does not exist"
+        elif is_folder != path.is_dir():
+            yield f"{key}.path: {source.path} is no {'folder' if is_folder else 'file'}"
+
+
+def _identity(source: SourceConfig) -> tuple[str | None, ...]:
+    """Equal for two sources that read the same utterances, ``skip`` and ``limit`` aside."""
+    path = os.path.realpath(Path(source.path).expanduser()) if _exists(source.path) else source.path
+    if source.kind is SourceKind.hub:
+        return source.kind.value, path, source.subset, source.split
+    return getattr(source.kind, "value", None), path
+
+
+def _overlaps(recipe: Recipe) -> Iterator[str]:
+    sources = [entry for entry in _all_sources(recipe) if entry[2].path]
+    for (role, key, one), (other_role, other_key, other) in itertools.combinations(sources, 2):
+        if role == other_role or {role, other_role} == {"val", "test"}:
+            continue
+        start = max(one.skip, other.skip)
+        end = min(s.skip + (math.inf if s.limit is None else s.limit) for s in (one, other))
+        if _identity(one) == _identity(other) and start < end:
+            span = f"from {start} on" if end == math.inf else f"{start} to {end - 1}"
+            yield (
+                f"{key}, {other_key}: both read utterances {span} of {one.path}; "
+                "set skip and limit to keep them apart"
+            )
+
+
+def _compression(recipe: Recipe) -> Iterator[str]:
+    compression = recipe.compression
+    method = compression.method
+    if method not in METHOD_NAMES and not _is_dotted(method):
+        names = ", ".join(METHOD_NAMES)
+        hint = did_you_mean(method, METHOD_NAMES)
+        yield (
+            f"compression.method: {method!r} is none of {names}, "
+            f"nor the dotted path of a class{hint}"
+        )
+    if not _is_dotted(compression.callback):
+        yield f"compression.callback: {compression.callback!r} is not the dotted path of a class"
+    try:
+        parse_thresholds(compression.thresholds)
+    except ConfigError as error:
+        yield from error.errors
+    yield from _budget(compression.budget)
+
+
+def _is_dotted(name: str) -> bool:
+    parts = name.replace(":", ".").split(".")
+    return len(parts) > 1 and all(part.isidentifier() for part in parts)
+
+
+def _budget(budget: BudgetConfig) -> Iterator[str]:
+    given = [
+        f"compression.budget.{key}" for key, value in vars(budget).items() if value is not None
+    ]
+    if given:
+        plural = " (and at most one could be set)" if len(given) > 1 else ""
+        yield (
+            f"{', '.join(given)}: budgets are not available in this version{plural}; "
+            "use compression.thresholds"
+        )
+
+
+def _stages(recipe: Recipe) -> Iterator[str]:
+    compresses = recipe.compression.method != "none"
+    trains = recipe.finetune.max_steps > 0
+    if compresses and not recipe.data.calibration:
+        yield "data.calibration: names no source, but compression.method needs calibration clips"
+    if trains and not recipe.data.train:
+        yield "data.train: names no source, but finetune.max_steps asks for training"
+    if not compresses and not trains:
+        yield (
+            "compression.method, finetune.max_steps: nothing to do: "
+            "neither compression nor training is asked for"
+        )
+
+
+def _trainer(recipe: Recipe) -> Iterator[str]:
+    precision = recipe.trainer.precision
+    if precision not in PRECISIONS:
+        hint = did_you_mean(precision, PRECISIONS)
+        yield f"trainer.precision: {precision!r} is none of {', '.join(PRECISIONS)}{hint}"
+    devices = recipe.trainer.devices
+    if not isinstance(devices, str) and not _are_devices(devices):
+        yield f"trainer.devices: {devices!r} is no count, no list of indices and not auto"
+
+
+def _are_devices(devices: Any) -> bool:
+    if isinstance(devices, list):
+        return bool(devices) and all(type(index) is int and index >= 0 for index in devices)
+    return type(devices) is int and (devices >= 1 or devices == -1)

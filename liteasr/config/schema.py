@@ -1,0 +1,313 @@
+"""Dataclass schemas of a recipe: every key, its type, its default and its unit.
+
+The schemas know nothing of how a recipe is read (:mod:`liteasr.config.load`) or of which
+combinations make sense (:mod:`liteasr.config.check`). Durations are seconds, sizes counts of
+utterances, clips or parameters, WER percent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING
+
+__all__ = [
+    "ROLES",
+    "TRANSCRIPT_COLUMNS",
+    "AttentionKernel",
+    "BudgetConfig",
+    "CompressionConfig",
+    "DataConfig",
+    "DecodingConfig",
+    "Dtype",
+    "EvaluationConfig",
+    "ExportConfig",
+    "FinetuneConfig",
+    "LongForm",
+    "ModelConfig",
+    "Recipe",
+    "RunConfig",
+    "Schedule",
+    "SourceConfig",
+    "SourceKind",
+    "Task",
+    "Trainable",
+    "TrainerConfig",
+]
+
+ROLES = ("calibration", "train", "val", "test")
+"""Keys of ``data`` that hold sources by name."""
+
+TRANSCRIPT_COLUMNS = ["text", "sentence", "normalized_text", "transcript", "transcription"]
+
+
+class Dtype(Enum):
+    """Storage type of weights."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class AttentionKernel(Enum):
+    """Attention implementation, by its name in transformers."""
+
+    sdpa = "sdpa"
+    eager = "eager"
+    flash_attention_2 = "flash_attention_2"
+
+
+class Task(Enum):
+    """Whisper task token of a multilingual checkpoint."""
+
+    transcribe = "transcribe"
+    translate = "translate"
+
+
+class SourceKind(Enum):
+    """Where a set of utterances comes from."""
+
+    hub = "hub"
+    folder = "folder"
+    manifest = "manifest"
+    demo = "demo"
+
+
+class LongForm(Enum):
+    """How audio over 30 s is decoded.
+
+    ``timestamps`` is Whisper's sequential algorithm, which needs a checkpoint that predicts
+    timestamps; ``windows`` cuts at quiet places and joins the texts, for one that does not.
+    """
+
+    timestamps = "timestamps"
+    windows = "windows"
+
+
+class Schedule(Enum):
+    """Learning rate after the warm-up."""
+
+    cosine = "cosine"
+    linear = "linear"
+    constant = "constant"
+
+
+class Trainable(Enum):
+    """Which parameters a training stage updates."""
+
+    factors = "factors"
+    encoder = "encoder"
+    all = "all"
+
+
+@dataclass
+class RunConfig:
+    """Where a run lives and whether it may touch what is already there."""
+
+    name: str = MISSING
+    """Name of the run; the recipe's file name without its ending, unless given."""
+    dir: str = "runs/${run.name}"
+    """Folder that receives everything the run writes."""
+    resume: bool = False
+    """Go on with the run already in ``dir``: finished stages are not repeated."""
+    overwrite: bool = False
+    """Delete the run already in ``dir`` first."""
+    seed: int = 0
+    """Seed of every random draw (calibration clips, shuffling, initialisation)."""
+
+
+@dataclass
+class ModelConfig:
+    """The Whisper checkpoint to compress."""
+
+    id: str = MISSING
+    """Hub id or local folder, dense Whisper or lite-whisper."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    processor: str | None = None
+    """Hub id or folder of tokenizer and feature extractor; the checkpoint's own if absent."""
+    language: str | None = None
+    """Spoken language of a multilingual checkpoint (``en``); absent for English-only ones."""
+    task: Task | None = None
+    """Task of a multilingual checkpoint; absent for English-only ones."""
+    dtype: Dtype = Dtype.float32
+    """Weights while the run works; ``export.dtype`` is what is written."""
+    attention: AttentionKernel = AttentionKernel.sdpa
+    """Attention implementation."""
+
+
+@dataclass
+class SourceConfig:
+    """One named set of utterances."""
+
+    kind: SourceKind = MISSING
+    """``hub`` data set, ``folder`` in audiofolder layout, JSONL ``manifest``, built-in ``demo``."""
+    path: str = ""
+    """Hub id (or a local copy of its Parquet files), folder, or manifest file."""
+    subset: str | None = None
+    """Configuration of a hub data set."""
+    split: str = "test"
+    """Split of a hub data set."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub data set."""
+    streaming: bool = False
+    """Read a hub data set over the network without storing it."""
+    text: list[str] = field(default_factory=lambda: list(TRANSCRIPT_COLUMNS))
+    """Columns that may hold the transcript; the first one present is used."""
+    skip: int = 0
+    """Utterances passed over at the start."""
+    limit: int | None = None
+    """Utterances taken at most, after ``skip``; all if absent."""
+
+
+@dataclass
+class DataConfig:
+    """Calibration, training and evaluation sets; no file may be in two of the roles."""
+
+    root: str = "."
+    """Folder that fragments refer to as ``${data.root}``; has no effect of its own."""
+    calibration: dict[str, SourceConfig] = field(default_factory=dict)
+    """Sets that calibration clips are drawn from, evenly, by name."""
+    train: dict[str, SourceConfig] = field(default_factory=dict)
+    """Sets of the training stage, by name."""
+    val: dict[str, SourceConfig] = field(default_factory=dict)
+    """Sets whose WER is measured during training, by name."""
+    test: dict[str, SourceConfig] = field(default_factory=dict)
+    """Sets whose WER is reported, by name."""
+    calibration_clips: int = 100
+    """Clips (windows of at most 30 s) that calibration sees in all."""
+    calibration_batch_size: int = 8
+    """Clips a calibration step on one process."""
+    train_batch_size: int = 8
+    """Clips a training step on one process."""
+    eval_batch_size: int = 16
+    """Utterances decoded together on one process."""
+    num_workers: int = 1
+    """Processes that decode audio, for each loader; 0 decodes in the main process."""
+    max_bad_fraction: float = 0.05
+    """Share of unreadable files above which a run stops (below it they are skipped and named)."""
+
+
+@dataclass
+class DecodingConfig:
+    """How text is generated when WER is measured."""
+
+    num_beams: int = 1
+    """Beams; 1 is greedy."""
+    max_new_tokens: int | None = None
+    """Tokens generated for one window at most; the checkpoint's limit if absent."""
+    long_form: LongForm = LongForm.timestamps
+    """How audio over 30 s is decoded."""
+
+
+@dataclass
+class BudgetConfig:
+    """Size to reach, instead of thresholds. At most one key may be set."""
+
+    encoder_params: str | None = None
+    """Parameters of the encoder without its positional embedding, e.g. ``269.93M``."""
+    encoder_ratio: float | None = None
+    """The same as a share of the dense encoder."""
+    encoder_flops_ratio: float | None = None
+    """Arithmetic of the encoder as a share of the dense one."""
+    max_error: float | None = None
+    """Predicted relative error of the encoder's output."""
+
+
+@dataclass
+class CompressionConfig:
+    """What the compression callback does."""
+
+    method: str = "pca"
+    """Name in the registry, dotted path of a class, or ``none``."""
+    callback: str = "liteasr.callbacks.CompressionCallback"
+    """Dotted path of the callback class."""
+    thresholds: str = "0.99:0.999"
+    """Kept energy for attention layers and for MLP layers, ``attention:mlp``."""
+    rank_multiple: int = 16
+    """Ranks are multiples of this."""
+    max_rank_attention: float = 0.5
+    """Largest rank of q, k, v and out projections, as a share of the encoder's width."""
+    max_rank_mlp: float = 0.8
+    """Largest rank of fc1 and fc2, as a share of the encoder's width."""
+    padding_weight: float = 1.0
+    """Weight of a frame of padding in the statistics; a frame of speech counts 1."""
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    """Size to reach, instead of thresholds."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further keyword arguments for a method of your own."""
+    save_every: int = 16
+    """Calibration batches between two saves of the statistics; 0 saves only at the end."""
+
+
+@dataclass
+class FinetuneConfig:
+    """The training stage after compression (or alone, with ``compression.method: none``)."""
+
+    max_steps: int = 0
+    """Optimizer steps; 0 skips the stage."""
+    trainable: Trainable = Trainable.factors
+    """Which parameters are updated."""
+    learning_rate: float = 2e-4
+    """Peak learning rate of AdamW."""
+    weight_decay: float = 0.01
+    """Weight decay of AdamW."""
+    warmup_steps: int = 50
+    """Steps of linear warm-up."""
+    schedule: Schedule = Schedule.cosine
+    """Learning rate after the warm-up."""
+    label_smoothing: float = 0.0
+    """Label smoothing of the cross-entropy."""
+    val_every: int = 500
+    """Steps between two measurements of validation WER."""
+
+
+@dataclass
+class EvaluationConfig:
+    """What is measured before and after."""
+
+    dense: bool = True
+    """Measure the WER of the checkpoint as it came."""
+    encoder_error: bool = True
+    """Measure the relative error of the encoder's output against the dense encoder."""
+
+
+@dataclass
+class TrainerConfig:
+    """Arguments of ``lightning.Trainer``, under its names."""
+
+    accelerator: str = "auto"
+    devices: Any = "auto"
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "32-true"
+    accumulate_grad_batches: int = 1
+    gradient_clip_val: float | None = 1.0
+    log_every_n_steps: int = 10
+    num_threads: int | None = None
+    """CPU threads of torch; all cores if absent. Not an argument of Lightning's."""
+
+
+@dataclass
+class ExportConfig:
+    """The Hugging Face folder that a run writes."""
+
+    dtype: Dtype | None = None
+    """Storage type of the weights; that of the original checkpoint if absent."""
+
+
+@dataclass
+class Recipe:
+    """A whole run."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    compression: CompressionConfig = field(default_factory=CompressionConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)

@@ -1,0 +1,171 @@
+"""Every shipped recipe composes, and names a model of the published size."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+import yaml
+from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+from liteasr.config import ConfigError, Recipe, Task, load_recipe, to_yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+FRAGMENTS = sorted((ROOT / "configs").rglob("*.yaml"))
+LOCAL = "whisper_tiny_libri"
+THRESHOLDS = {"_acc": "0.999:0.999", "": "0.99:0.999", "_fast": "0.99:0.995"}
+
+
+class Shape(NamedTuple):
+    """A Whisper checkpoint of the hub and its published sizes, in millions of parameters."""
+
+    id: str
+    width: int
+    encoder_layers: int
+    decoder_layers: int
+    heads: int
+    mel_bins: int
+    vocabulary: int
+    encoder: str
+    decoder: str
+
+
+SHAPES = {
+    "tiny": Shape("openai/whisper-tiny", 384, 4, 4, 6, 80, 51865, "7.63", "29.55"),
+    "base": Shape("openai/whisper-base", 512, 6, 6, 8, 80, 51865, "19.82", "52.00"),
+    "small": Shape("openai/whisper-small", 768, 12, 12, 12, 80, 51865, "87.00", "153.58"),
+    "medium": Shape("openai/whisper-medium", 1024, 24, 24, 16, 80, 51865, "305.68", "456.64"),
+    "large_v3": Shape("openai/whisper-large-v3", 1280, 32, 32, 20, 128, 51866, "635.05", "906.52"),
+    "large_v3_turbo": Shape(
+        "openai/whisper-large-v3-turbo", 1280, 32, 4, 20, 128, 51866, "635.05", "171.91"
+    ),
+}
+HUB_RECIPES = [f"{size}{variant}" for size in SHAPES for variant in THRESHOLDS]
+
+
+@pytest.fixture(autouse=True)
+def _in_the_project_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+@cache
+def sizes(model_id: str) -> tuple[int, int]:
+    """Parameters of encoder and decoder, counted as the published tables count them.
+
+    The encoder is counted without its (fixed, sinusoidal) positional embedding. The decoder is
+    counted whole: token embedding, learned positional embedding, layers and final norm; the output
+    projection is the token embedding (tied) and adds nothing.
+    """
+    (shape,) = (shape for shape in SHAPES.values() if shape.id == model_id)
+    config = WhisperConfig(
+        vocab_size=shape.vocabulary,
+        num_mel_bins=shape.mel_bins,
+        d_model=shape.width,
+        encoder_layers=shape.encoder_layers,
+        encoder_attention_heads=shape.heads,
+        encoder_ffn_dim=4 * shape.width,
+        decoder_layers=shape.decoder_layers,
+        decoder_attention_heads=shape.heads,
+        decoder_ffn_dim=4 * shape.width,
+        max_source_positions=1500,
+        max_target_positions=448,
+    )
+    with torch.device("meta"):
+        model = WhisperForConditionalGeneration(config)
+    assert model.proj_out.weight is model.model.decoder.embed_tokens.weight
+    encoder, decoder = model.model.encoder, model.model.decoder
+    encoder_total = sum(parameter.numel() for parameter in encoder.parameters())
+    decoder_total = sum(parameter.numel() for parameter in decoder.parameters())
+    return encoder_total - encoder.embed_positions.weight.numel(), decoder_total
+
+
+def test_all_recipes_are_there() -> None:
+    assert len(RECIPES) == 19
+    assert {path.stem for path in RECIPES} == {*HUB_RECIPES, LOCAL}
+
+
+def _load(path: str | Path) -> Recipe:
+    """The recipe; skips the test if nothing but local files are missing."""
+    try:
+        return load_recipe(path)
+    except ConfigError as error:
+        if all(line.endswith("does not exist") for line in error.errors):
+            pytest.skip(f"local files are absent: {error.errors[0]}")
+        raise
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_composes(path: Path) -> None:
+    recipe = _load(path)
+    assert recipe.run.name == path.stem
+    assert recipe.run.dir == f"runs/{path.stem}"
+    assert recipe.data.test
+    assert recipe.data.calibration
+    assert recipe.finetune.max_steps == 0
+    assert to_yaml(recipe).startswith(f"run:\n  name: {path.stem}\n")
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_is_a_delta(path: Path) -> None:
+    text = path.read_text()
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    assert lines[0] == "defaults:"
+    assert len(lines) <= 10
+
+
+def test_every_fragment_is_used() -> None:
+    used: set[str] = set()
+    for path in [*RECIPES, *FRAGMENTS]:
+        used |= set(yaml.safe_load(path.read_text()).get("defaults", []))
+    there = {path.relative_to(ROOT / "configs").with_suffix("").as_posix() for path in FRAGMENTS}
+    assert used == there
+
+
+@pytest.mark.parametrize("name", HUB_RECIPES)
+def test_hub_recipe(name: str) -> None:
+    recipe = load_recipe(name)
+    size = name.removesuffix("_acc").removesuffix("_fast")
+    assert recipe.model.id == SHAPES[size].id
+    assert (recipe.model.language, recipe.model.task) == ("en", Task.transcribe)
+    assert recipe.compression.method == "pca"
+    assert recipe.compression.thresholds == THRESHOLDS[name.removeprefix(size)]
+    assert recipe.data.calibration_clips == 100
+    assert len(recipe.data.test) == 8
+    evaluated = {source.path for source in recipe.data.test.values()}
+    assert evaluated.isdisjoint(source.path for source in recipe.data.calibration.values())
+    assert all(source.split.startswith("train") for source in recipe.data.calibration.values())
+
+
+@pytest.mark.parametrize("name", HUB_RECIPES)
+def test_model_has_the_published_size(name: str) -> None:
+    """To the last printed digit of the published table, at the true shape, without weights."""
+    recipe = load_recipe(name)
+    (shape,) = (shape for shape in SHAPES.values() if shape.id == recipe.model.id)
+    encoder, decoder = sizes(recipe.model.id)
+    assert f"{encoder / 1e6:.2f}" == shape.encoder
+    assert f"{decoder / 1e6:.2f}" == shape.decoder
+
+
+def test_local_recipe() -> None:
+    recipe = _load(LOCAL)
+    assert (recipe.model.language, recipe.model.task) == (None, None)
+    assert recipe.data.calibration_clips == 64
+    assert list(recipe.data.calibration) == ["librispeech", "common_voice", "an4"]
+    assert list(recipe.data.test) == ["librispeech", "common_voice", "an4", "ljspeech"]
+    assert {source.limit for source in recipe.data.test.values()} == {30}
+    assert recipe.decoding.long_form.value == "windows"
+    assert recipe.trainer.accelerator == "cpu"
+    assert not recipe.data.train
+    assert not recipe.data.val
+
+
+def test_local_recipe_follows_its_root() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(LOCAL, ["data.root=/nowhere"])
+    paths = [line for line in caught.value.errors if "/nowhere/" in line]
+    assert len(paths) == 7
+    assert "data.test.ljspeech.path: folder /nowhere/ljspeech/dev does not exist" in paths
