@@ -1,0 +1,44 @@
+"""Layers and Hugging Face classes of the compressed model.
+
+Importing this package registers model type ``lite-whisper`` with ``AutoConfig``, ``AutoModel``,
+``AutoModelForSpeechSeq2Seq``, ``AutoProcessor``, ``AutoTokenizer``, ``AutoFeatureExtractor`` and
+the ``automatic-speech-recognition`` pipeline.
+"""
+
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoModelForSpeechSeq2Seq,
+    AutoProcessor,
+    AutoTokenizer,
+    WhisperFeatureExtractor,
+    WhisperProcessor,
+    WhisperTokenizer,
+)
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from liteasr.modeling.configuration import LINEAR_NAMES, LiteWhisperConfig
+from liteasr.modeling.linear import LowRankLinear
+from liteasr.modeling.pipeline import LiteWhisperPipeline
+from liteasr.modeling.whisper import LiteWhisperForConditionalGeneration
+
+__all__ = [
+    "LINEAR_NAMES",
+    "LiteWhisperConfig",
+    "LiteWhisperForConditionalGeneration",
+    "LiteWhisperPipeline",
+    "LowRankLinear",
+]
+
+AutoConfig.register("lite-whisper", LiteWhisperConfig, exist_ok=True)
+# The published usage is AutoModel.from_pretrained(...).generate(...), so AutoModel gives the
+# generating class too.
+AutoModel.register(LiteWhisperConfig, LiteWhisperForConditionalGeneration, exist_ok=True)
+AutoModelForSpeechSeq2Seq.register(
+    LiteWhisperConfig, LiteWhisperForConditionalGeneration, exist_ok=True
+)
+AutoProcessor.register(LiteWhisperConfig, WhisperProcessor, exist_ok=True)
+AutoTokenizer.register(LiteWhisperConfig, WhisperTokenizer, exist_ok=True)
+AutoFeatureExtractor.register(LiteWhisperConfig, WhisperFeatureExtractor, exist_ok=True)
+PIPELINE_REGISTRY.supported_tasks["automatic-speech-recognition"]["impl"] = LiteWhisperPipeline

@@ -1,0 +1,59 @@
+"""Whisper with a low-rank encoder, as a Hugging Face model of type ``lite-whisper``.
+
+Hugging Face's Whisper is built as it is; its encoder's linear layers are then exchanged for
+low-rank ones where the configuration names a rank. The exchange happens after ``post_init()`` of
+the parent class has tied the weights and touches none of the tied ones.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import WhisperForConditionalGeneration
+
+from .configuration import LiteWhisperConfig
+from .linear import LowRankLinear
+
+__all__ = ["LiteWhisperForConditionalGeneration"]
+
+
+class LiteWhisperForConditionalGeneration(WhisperForConditionalGeneration):
+    """Whisper whose encoder layers have the ranks of ``config.low_rank_config``.
+
+    Inputs, outputs, ``generate`` and decoding options are those of
+    :class:`transformers.WhisperForConditionalGeneration`.
+
+    Example:
+        >>> config = LiteWhisperConfig(
+        ...     d_model=64, encoder_layers=1, decoder_layers=1, encoder_attention_heads=1,
+        ...     decoder_attention_heads=1, encoder_ffn_dim=128, decoder_ffn_dim=128,
+        ...     vocab_size=99, pad_token_id=0, low_rank_config=[{"fc1": 16}],
+        ... )
+        >>> LiteWhisperForConditionalGeneration(config).model.encoder.layers[0].fc1
+        LowRankLinear(in_features=64, out_features=128, rank=16)
+    """
+
+    config_class = LiteWhisperConfig
+
+    def __init__(self, config: LiteWhisperConfig) -> None:
+        super().__init__(config)
+        layers = self.model.encoder.layers
+        for layer, ranks in zip(layers, config.low_rank_config or [], strict=False):
+            for name, rank in ranks.items():
+                parent = layer if name in ("fc1", "fc2") else layer.self_attn
+                dense = getattr(parent, name)
+                low_rank = LowRankLinear(
+                    dense.in_features,
+                    dense.out_features,
+                    rank,
+                    device=dense.weight.device,
+                    dtype=dense.weight.dtype,
+                )
+                setattr(parent, name, low_rank)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if not isinstance(module, LowRankLinear):
+            super()._init_weights(module)
+        elif not getattr(module.weight1, "_is_hf_initialized", False):
+            module.reset_parameters()
