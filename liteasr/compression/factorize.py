@@ -1,0 +1,123 @@
+"""Principal components of a layer's output and the low-rank factors they give.
+
+Tensors in, tensors out. Shape suffixes: I input width, O output width, R components kept in
+memory, K rank. ``y = W x + b`` with ``W`` (O, I). Everything is fp64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["LowRankFactors", "OutputPCA", "low_rank_factors", "pca_of_image", "pca_of_output"]
+
+
+@dataclass
+class OutputPCA:
+    """Principal components of a layer's output ``y``.
+
+    Attributes:
+        mean_O: Mean of ``y``, (O,) fp64.
+        eigenvalues_R: Variances along the components, descending, never negative, fp64. Variances
+            that are not listed are zero.
+        basis_OR: Orthonormal components in columns, fp64.
+    """
+
+    mean_O: Tensor
+    eigenvalues_R: Tensor
+    basis_OR: Tensor
+
+
+@dataclass
+class LowRankFactors:
+    """Parameters of a :class:`~liteasr.modeling.LowRankLinear`.
+
+    Attributes:
+        weight1: (I, K).
+        weight2: (K, O).
+        bias: (O,).
+    """
+
+    weight1: Tensor
+    weight2: Tensor
+    bias: Tensor
+
+
+def _descending_eigh(symmetric: Tensor) -> tuple[Tensor, Tensor]:
+    eigenvalues, eigenvectors = torch.linalg.eigh(symmetric)
+    return eigenvalues.flip(0).clamp_min(0), eigenvectors.flip(1)
+
+
+def pca_of_output(mean_O: Tensor, covariance_OO: Tensor) -> OutputPCA:
+    """Components from the output's own moments (arXiv 2502.20583, section 3.1).
+
+    Args:
+        mean_O: Mean of ``y``, (O,).
+        covariance_OO: Covariance of ``y``, (O, O).
+
+    Example:
+        >>> pca = pca_of_output(torch.zeros(2), torch.diag(torch.tensor([1.0, 4.0])))
+        >>> pca.eigenvalues_R
+        tensor([4., 1.], dtype=torch.float64)
+    """
+    eigenvalues_O, basis_OO = _descending_eigh(covariance_OO.double())
+    return OutputPCA(mean_O.double(), eigenvalues_O, basis_OO)
+
+
+def pca_of_image(
+    mean_I: Tensor, covariance_II: Tensor, weight_OI: Tensor, bias_O: Tensor | None
+) -> OutputPCA:
+    """Components of ``y = W x + b`` from the moments of ``x``, without forming those of ``y``.
+
+    ``Cov(y) = W S Wᵀ = A Aᵀ`` with ``A = W S^{1/2}``, so the components are the left singular
+    vectors of ``A`` and the variances its squared singular values. For O > I only the I
+    directions that ``y`` can move in are returned.
+
+    Args:
+        mean_I: Mean of ``x``, (I,).
+        covariance_II: Covariance of ``x``, (I, I).
+        weight_OI: Weight of the layer, (O, I).
+        bias_O: Bias of the layer, (O,), or none.
+    """
+    weight_OI = weight_OI.to(covariance_II.device).double()
+    mean_O = weight_OI @ mean_I.double()
+    if bias_O is not None:
+        mean_O = mean_O + bias_O.to(mean_O.device).double()
+    if weight_OI.shape[0] <= weight_OI.shape[1]:
+        covariance_OO = weight_OI @ covariance_II.double() @ weight_OI.T
+        return pca_of_output(mean_O, (covariance_OO + covariance_OO.T) / 2)
+    variances_I, directions_II = _descending_eigh(covariance_II.double())
+    root_OI = weight_OI @ (directions_II * variances_I.sqrt())
+    basis_OI, singular_I, _ = torch.linalg.svd(root_OI, full_matrices=False)
+    return OutputPCA(mean_O, singular_I.square(), basis_OI)
+
+
+def low_rank_factors(
+    weight_OI: Tensor, bias_O: Tensor | None, pca: OutputPCA, rank: int
+) -> LowRankFactors:
+    """Factors of ``ŷ = mu + V Vᵀ (y − mu)``, V the first K components (arXiv 2502.20583, eq. 4-6).
+
+    ``weight1 = Wᵀ V``, ``weight2 = Vᵀ``, ``bias = mu + V Vᵀ (b − mu)``: the mean output is exact
+    at any rank, and the layer itself is exact at full rank.
+
+    Args:
+        weight_OI: Weight of the dense layer, (O, I).
+        bias_O: Its bias, (O,); zero if none (the low-rank layer gains one).
+        pca: Components of its output.
+        rank: K, at most the number of components.
+
+    Raises:
+        ValueError: If there are fewer components than ``rank``.
+    """
+    if not 1 <= rank <= pca.basis_OR.shape[1]:
+        raise ValueError(f"rank {rank} is not in 1…{pca.basis_OR.shape[1]}")
+    basis_OK = pca.basis_OR[:, :rank]
+    weight_OI = weight_OI.to(basis_OK.device).double()
+    bias_O = torch.zeros_like(pca.mean_O) if bias_O is None else bias_O.to(basis_OK.device).double()
+    return LowRankFactors(
+        weight1=weight_OI.T @ basis_OK,
+        weight2=basis_OK.T.contiguous(),
+        bias=pca.mean_O + basis_OK @ (basis_OK.T @ (bias_O - pca.mean_O)),
+    )
