@@ -1,0 +1,204 @@
+"""The loaders that a trainer iterates over, and the count of what they could not read."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch.utils.data import DataLoader
+
+from liteasr.config import ConfigError
+from liteasr.data.utterances import Rejected
+
+__all__ = ["Collated", "Extent", "SpeechLoader", "Tally", "make_loader"]
+
+log = logging.getLogger(__name__)
+
+_SHOWN = 3
+_ENOUGH_ROWS = 100
+
+
+@dataclass(frozen=True)
+class Collated:
+    """What a group of rows gave: no batch, one, or (with long utterances) several."""
+
+    batches: tuple[dict[str, Any], ...]
+    rejected: tuple[Rejected, ...]
+    rows: int
+
+
+class Extent(NamedTuple):
+    """Rows that a count of unreadable files refers to.
+
+    ``is_sample``: they are a part of the set (a process's share, a draw), of which one bad row says
+    nothing yet.
+    """
+
+    rows: int
+    is_sample: bool = False
+
+
+class Tally:
+    """What a role's sets could not give, counted once a file, over all epochs.
+
+    An unreadable file is named in a warning. Files that are left out for another reason are said
+    once for each set and reason.
+
+    Args:
+        role: ``calibration``, ``train``, ``val`` or ``test``.
+        max_bad_fraction: Share of unreadable files above which a set is no good.
+
+    Attributes:
+        bad: Reason by file, by set.
+        left_out: Number of rows left out by set and kind.
+
+    Example:
+        >>> tally = Tally("test", max_bad_fraction=0.05)
+        >>> tally.add([Rejected("mine", "a.wav", "is empty")])
+        >>> tally.check("mine", Extent(rows=20))
+        >>> try:
+        ...     tally.check("mine", Extent(rows=19))
+        ... except ConfigError as error:
+        ...     print(error.errors[1])
+          a.wav: is empty
+    """
+
+    def __init__(self, role: str, max_bad_fraction: float) -> None:
+        self.role = role
+        self.max_bad_fraction = max_bad_fraction
+        self.bad: dict[str, dict[str, str]] = {}
+        self.left_out: Counter[tuple[str, str]] = Counter()
+        self._seen: set[tuple[str, str]] = set()
+
+    def add(self, rejected: Iterable[Rejected]) -> None:
+        """Count rows that were not used; the same row twice counts once."""
+        for row in rejected:
+            if (row.set_name, row.id) in self._seen:
+                continue
+            self._seen.add((row.set_name, row.id))
+            key = f"data.{self.role}.{row.set_name}"
+            if row.kind == "bad":
+                self.bad.setdefault(row.set_name, {})[row.id] = row.reason
+                log.warning("%s: skipped %s: %s", key, row.id, row.reason)
+                continue
+            if not self.left_out[row.set_name, row.kind]:
+                why = f"{row.id} {row.reason} and is left out; others will not be named"
+                log.info("%s: %s", key, why)
+            self.left_out[row.set_name, row.kind] += 1
+
+    def check(self, set_name: str, extent: Extent) -> None:
+        """Stop if a set has too many unreadable files.
+
+        Args:
+            set_name: The set.
+            extent: The rows that were, or will have been, read.
+
+        Raises:
+            ConfigError: Naming the first of them.
+        """
+        bad = self.bad.get(set_name, {})
+        allowed = self.max_bad_fraction * extent.rows
+        if len(bad) <= (max(allowed, 1) if extent.is_sample else allowed):
+            return
+        more = len(bad) - _SHOWN
+        raise ConfigError(
+            [
+                f"data.{self.role}.{set_name}: {len(bad)} of {extent.rows} cannot be read, above "
+                f"data.max_bad_fraction={self.max_bad_fraction:g}:",
+                *(f"  {name}: {reason}" for name, reason in list(bad.items())[:_SHOWN]),
+                *([f"  and {more} more"] if more > 0 else []),
+            ]
+        )
+
+
+class SpeechLoader:
+    """Batches of a torch loader whose collate gives :class:`Collated`; counts what it rejected.
+
+    It is no torch ``DataLoader``, so that Lightning does not give it a sampler of its own: what
+    each process reads is settled.
+
+    Args:
+        loader: The torch loader.
+        tally: Counts rejected rows.
+        extents: Rows of each set; empty for a stream, of which that is unknown.
+        length: Batches, where that is known; there are fewer if all rows of one are rejected.
+        may_be_empty: No batch at all is no error: this is a share of a set.
+
+    Raises:
+        ConfigError: While iterating: as soon as a set has too many unreadable files (at the end of
+            a stream), or at the end if there was nothing to give.
+    """
+
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        tally: Tally,
+        extents: Mapping[str, Extent],
+        length: int | None = None,
+        *,
+        may_be_empty: bool = False,
+    ) -> None:
+        self.loader = loader
+        self.tally = tally
+        self.extents = dict(extents)
+        self._length = length
+        self._may_be_empty = may_be_empty
+
+    @property
+    def dataset(self) -> Any:
+        """Data set of the torch loader."""
+        return self.loader.dataset
+
+    @property
+    def sampler(self) -> Any:
+        """Sampler of the torch loader; Lightning tells it the epoch."""
+        return self.loader.sampler
+
+    @property
+    def batch_sampler(self) -> Any:
+        """Batch sampler of the torch loader; Lightning looks whether it shuffles."""
+        return self.loader.batch_sampler
+
+    def __len__(self) -> int:
+        if self._length is None:
+            raise TypeError("the number of batches is known only after reading them")
+        return self._length
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        rows, batches = 0, 0
+        for collated in self.loader:
+            assert isinstance(collated, Collated)
+            rows += collated.rows
+            self.tally.add(collated.rejected)
+            # Before the batch is given away: a trainer that knows the length does not come back.
+            self._check(Extent(rows, is_sample=True) if rows >= _ENOUGH_ROWS else None)
+            batches += len(collated.batches)
+            yield from collated.batches
+        self._check(Extent(rows, is_sample=self._may_be_empty))
+        if not batches and not self._may_be_empty:
+            raise ConfigError(f"data.{self.tally.role}: none of {rows} utterances can be used")
+
+    def _check(self, streamed: Extent | None) -> None:
+        for name, extent in self.extents.items():
+            self.tally.check(name, extent)
+        if not self.extents and streamed is not None:
+            for name in self.tally.bad:
+                self.tally.check(name, streamed)
+
+
+def make_loader(dataset: Any, num_workers: int, **options: Any) -> DataLoader[Any]:
+    """A torch loader.
+
+    Args:
+        dataset: The data set.
+        num_workers: Processes that read; 0 reads in this one.
+        options: Further arguments of ``DataLoader``.
+    """
+    if num_workers:
+        # Else tokenizers complains that its threads do not survive the fork.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return DataLoader(dataset, num_workers=num_workers, **options)

@@ -1,0 +1,235 @@
+"""From a source of a recipe to its rows: one function per kind.
+
+Rows have the columns ``id`` (what tells one file from another in the check that no file has two
+roles), ``audio`` (``path`` and ``bytes``, undecoded), ``text``, and where known ``duration`` (s)
+and ``speaker``.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import datasets
+
+from liteasr.config import ConfigError, SourceConfig, SourceKind
+from liteasr.data.hub import load_hub
+from liteasr.data.rows import build_rows, pick, transcript_column
+
+__all__ = [
+    "METADATA_FILES",
+    "Rows",
+    "folders_with_metadata",
+    "load_demo",
+    "load_folder",
+    "load_hub",
+    "load_manifest",
+    "load_source",
+]
+
+Rows: TypeAlias = datasets.Dataset | datasets.IterableDataset
+
+METADATA_FILES = ("metadata.jsonl", "metadata.csv")
+"""Names of the file that lists a folder's audio."""
+
+_MANIFEST_COLUMNS = ("audio_filepath", "audio", "file_name")
+_SHOWN = 3
+
+
+class _Entry(NamedTuple):
+    """A line of a metadata file or manifest, with its number."""
+
+    line: int
+    values: Mapping[str, Any]
+
+
+def load_source(source: SourceConfig, key: str) -> Rows:
+    """The rows of a source, ``skip`` and ``limit`` applied; a stream if it asks for that.
+
+    Args:
+        source: The source.
+        key: Its dotted key (``data.test.librispeech``), for errors.
+
+    Raises:
+        ConfigError: Naming key, file and line of what is wrong.
+    """
+    return _LOADERS[source.kind](source, key)
+
+
+def load_folder(source: SourceConfig, key: str) -> datasets.Dataset:
+    """A folder in Hugging Face ``audiofolder`` layout.
+
+    ``metadata.jsonl`` or ``metadata.csv`` names the files in ``file_name``.
+
+    Raises:
+        ConfigError: If the folder, its metadata, a transcript or a file is not there.
+    """
+    folder = Path(source.path).expanduser()
+    if not folder.is_dir():
+        state = "is no folder" if folder.exists() else "does not exist"
+        raise ConfigError(f"{key}.path: {source.path} {state}")
+    metadata = next((folder / n for n in METADATA_FILES if (folder / n).is_file()), None)
+    if metadata is None:
+        raise ConfigError(f"{key}.path: {source.path} {_no_metadata(folder)}")
+    entries = (
+        _read_jsonl(metadata, key) if metadata.suffix == ".jsonl" else _read_csv(metadata, key)
+    )
+    return _local_rows(entries, metadata, ("file_name",), source, key)
+
+
+def load_manifest(source: SourceConfig, key: str) -> datasets.Dataset:
+    """A JSONL manifest: ``audio_filepath`` (or ``audio``, ``file_name``) and a transcript a line.
+
+    Paths are relative to the manifest.
+
+    Raises:
+        ConfigError: If the manifest, a line, a transcript or a file cannot be used.
+    """
+    manifest = Path(source.path).expanduser()
+    if not manifest.is_file():
+        state = "is no file" if manifest.exists() else "does not exist"
+        raise ConfigError(f"{key}.path: {source.path} {state}")
+    entries = _read_jsonl(manifest, key)
+    return _local_rows(entries, manifest, _MANIFEST_COLUMNS, source, key)
+
+
+def load_demo(source: SourceConfig, key: str) -> datasets.Dataset:
+    """The built-in set, which this version does not have yet.
+
+    Raises:
+        ConfigError: Always.
+    """
+    raise ConfigError(
+        f"{key}.kind: this version has no built-in demo set; use hub, folder or manifest"
+    )
+
+
+_LOADERS: dict[SourceKind, Callable[[SourceConfig, str], Rows]] = {
+    SourceKind.hub: load_hub,
+    SourceKind.folder: load_folder,
+    SourceKind.manifest: load_manifest,
+    SourceKind.demo: load_demo,
+}
+
+
+def folders_with_metadata(folder: Path, depth: int = 2) -> list[Path]:
+    """Sub-folders, down to ``depth`` levels, that could be sources of their own."""
+    found: list[Path] = []
+    for child in sorted(path for path in folder.iterdir() if path.is_dir()):
+        if any((child / name).is_file() for name in METADATA_FILES):
+            found.append(child)
+        elif depth > 1:
+            found += folders_with_metadata(child, depth - 1)
+    return found
+
+
+def _no_metadata(folder: Path) -> str:
+    if not any(folder.iterdir()):
+        return "is empty"
+    found = folders_with_metadata(folder)
+    hint = f"; there is some in {', '.join(map(str, found))}" if found else ""
+    return f"has no {' or '.join(METADATA_FILES)}{hint}"
+
+
+def _raise_some(messages: list[str]) -> None:
+    """Raise the first few of many like errors, if there are any."""
+    if messages:
+        more = len(messages) - _SHOWN
+        raise ConfigError(messages[:_SHOWN] + ([f"and {more} more like these"] if more > 0 else []))
+
+
+def _read_text(file: Path, key: str) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{key}.path: cannot read {file}: {error}") from error
+
+
+def _read_jsonl(file: Path, key: str) -> list[_Entry]:
+    entries, errors = [], []
+    # str.splitlines would also break at characters that JSON allows within a text.
+    for line, text in enumerate(_read_text(file, key).split("\n"), start=1):
+        if not text.strip():
+            continue
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            errors.append(f"{key}.path: {file}, line {line}: is not JSON: {error}")
+            continue
+        if isinstance(values, dict):
+            entries.append(_Entry(line, values))
+        else:
+            errors.append(f"{key}.path: {file}, line {line}: is not a JSON object")
+    _raise_some(errors)
+    return entries
+
+
+def _read_csv(file: Path, key: str) -> list[_Entry]:
+    reader = csv.DictReader(_read_text(file, key).splitlines(keepends=True))
+    try:
+        return [_Entry(reader.line_num, values) for values in reader]
+    except csv.Error as error:
+        raise ConfigError(f"{key}.path: {file}, line {reader.line_num}: {error}") from error
+
+
+def _local_rows(
+    entries: list[_Entry],
+    listing: Path,
+    file_columns: tuple[str, ...],
+    source: SourceConfig,
+    key: str,
+) -> datasets.Dataset:
+    if not entries:
+        raise ConfigError(f"{key}.path: {listing} lists no audio")
+    columns = list(dict.fromkeys(name for entry in entries for name in entry.values))
+    text_column = transcript_column(columns, source, key, str(listing))
+    rows, errors = [], []
+    for entry in (entries[index] for index in pick(len(entries), source, key)):
+        try:
+            rows.append(_local_row(entry.values, listing.parent, file_columns, text_column))
+        except ValueError as error:
+            errors.append(f"{key}.path: {listing}, line {entry.line}: {error}")
+    _raise_some(errors)
+    return build_rows(rows)
+
+
+def _local_row(
+    values: Mapping[str, Any], folder: Path, file_columns: tuple[str, ...], text_column: str
+) -> dict[str, Any]:
+    """One row of a local set.
+
+    Raises:
+        ValueError: If it cannot be used, without saying where it is.
+    """
+    name = next((values[column] for column in file_columns if values.get(column)), None)
+    if not isinstance(name, str):
+        raise ValueError(f"names no audio file ({' or '.join(file_columns)})")
+    text = values.get(text_column)
+    if not isinstance(text, str):
+        raise ValueError(f"has no transcript ({text_column})")
+    if values.get("offset"):
+        raise ValueError("offset: parts of files are not supported; cut the file")
+    path = os.path.realpath(folder / name)
+    if not os.path.isfile(path):
+        raise ValueError(f"there is no file {folder / name}")
+    speaker = values.get("speaker")
+    return {
+        "id": path,
+        "audio": {"path": path, "bytes": None},
+        "text": text,
+        "duration": _seconds(values.get("duration")),
+        "speaker": None if speaker is None else str(speaker),
+    }
+
+
+def _seconds(value: Any) -> float | None:
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        return None
+    return seconds if 0 < seconds < math.inf else None

@@ -1,0 +1,278 @@
+"""Training: clips of one window at most, with the tokens that the decoder should say.
+
+Shape suffixes: B windows in a batch, M mel bins, F mel frames, L tokens.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import datasets
+import torch
+from torch.utils.data import Dataset, DistributedSampler, IterableDataset
+
+from liteasr.config import ConfigError
+from liteasr.data.features import LogMel
+from liteasr.data.labels import LabelEncoder
+from liteasr.data.loader import Collated, Extent, SpeechLoader, Tally, make_loader
+from liteasr.data.rows import FEATURES, Row
+from liteasr.data.sets import SpeechSet, durations
+from liteasr.data.utterances import (
+    Item,
+    Rejected,
+    Sharding,
+    Utterance,
+    decode,
+    shard_stream,
+    stream_workers,
+)
+
+__all__ = [
+    "TrainingCollate",
+    "TrainingExample",
+    "TrainingStream",
+    "TrainingTable",
+    "training_indices",
+    "training_loader",
+]
+
+log = logging.getLogger(__name__)
+
+IGNORED = -100
+"""Label that the loss leaves out."""
+
+MAX_LABELS = 448
+"""Tokens that Whisper's decoder has positions for."""
+
+_SHUFFLE_BUFFER = 256
+
+
+class TrainingExample(NamedTuple):
+    """What one index of a training set gives: an utterance, and what was passed over for it."""
+
+    utterance: Utterance | None
+    rejected: tuple[Rejected, ...]
+
+
+def training_indices(one: SpeechSet, window_seconds: float) -> list[int]:
+    """Rows of a set that can be trained on, as far as their durations are known.
+
+    Text is not aligned to audio, so clips over one window cannot be cut.
+
+    Args:
+        one: A set that can be indexed.
+        window_seconds: Longest clip.
+
+    Raises:
+        ConfigError: If there are none.
+    """
+    seconds = durations(one, trust_columns=True)
+    kept = [
+        index
+        for index, duration in enumerate(seconds)
+        # Those that cannot be read stay, to be counted and named when their turn comes.
+        if duration is None or math.isinf(duration) or duration <= window_seconds
+    ]
+    if not kept:
+        raise ConfigError(f"{one.key}: all clips are longer than {window_seconds:g} s")
+    if len(kept) < len(seconds):
+        log.info(
+            "%s: left %d of %d clips out of training, which are longer than %g s",
+            *(one.key, len(seconds) - len(kept), len(seconds), window_seconds),
+        )
+    return kept
+
+
+class _Trainable:
+    """Decodes a row for training: audio of one window at most, and its tokens."""
+
+    def __init__(self, log_mel: LogMel, encode: Callable[[str], Sequence[int]]) -> None:
+        self.log_mel = log_mel
+        self.encode = encode
+
+    def __call__(self, row: Row, set_name: str) -> Item:
+        item = decode(row, set_name, self.log_mel.sampling_rate)
+        if isinstance(item, Rejected):
+            return item
+        if self.log_mel.is_long(len(item.audio)):
+            limit = self.log_mel.window_seconds
+            return Rejected(set_name, item.id, f"is longer than {limit:g} s", "long")
+        labels = tuple(self.encode(item.text))
+        if len(labels) > MAX_LABELS:
+            return Rejected(set_name, item.id, f"has more than {MAX_LABELS} tokens", "long")
+        return Utterance(item.id, item.audio, item.text, item.seconds, labels)
+
+
+class TrainingTable(Dataset[TrainingExample]):
+    """Training sets that can be indexed, one after another.
+
+    A row that cannot be used gives way to the next one that can, so that every process has as many
+    batches as the others.
+
+    Args:
+        parts: Name, rows and indices in use of each set.
+        log_mel: Feature extractor.
+        encode: From transcript to labels.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[tuple[str, datasets.Dataset, Sequence[int]]],
+        log_mel: LogMel,
+        encode: Callable[[str], Sequence[int]],
+    ) -> None:
+        self.parts = [(name, rows) for name, rows, _ in parts]
+        part = [torch.full((len(indices),), n) for n, (_, _, indices) in enumerate(parts)]
+        # A tensor, not a list: worker processes share its memory.
+        self.entries = torch.stack(
+            [torch.cat(part), torch.cat([torch.tensor(indices) for _, _, indices in parts])]
+        )
+        self.read = _Trainable(log_mel, encode)
+
+    def __len__(self) -> int:
+        return self.entries.shape[1]
+
+    def __getitem__(self, index: int) -> TrainingExample:
+        rejected: list[Rejected] = []
+        for offset in range(len(self)):
+            part, row = self.entries[:, (index + offset) % len(self)].tolist()
+            name, rows = self.parts[part]
+            item = self.read(rows[row], name)
+            if isinstance(item, Utterance):
+                return TrainingExample(item, tuple(rejected))
+            rejected.append(item)
+        return TrainingExample(None, tuple(rejected))
+
+
+class TrainingStream(IterableDataset[TrainingExample]):
+    """One process's share of streamed training sets, shuffled, again and again without an end.
+
+    Args:
+        rows: The sets as one stream.
+        set_name: Name for messages.
+        log_mel: Feature extractor.
+        encode: From transcript to labels.
+        sharding: The process.
+        seed: Seed of the order.
+    """
+
+    def __init__(
+        self,
+        rows: datasets.IterableDataset,
+        set_name: str,
+        log_mel: LogMel,
+        encode: Callable[[str], Sequence[int]],
+        sharding: Sharding,
+        seed: int,
+    ) -> None:
+        shuffled: Any = rows.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER)
+        self.rows: Any = shard_stream(shuffled, sharding, in_order=False)
+        self.set_name = set_name
+        self.read = _Trainable(log_mel, encode)
+
+    def __iter__(self) -> Iterator[TrainingExample]:
+        for epoch in itertools.count():
+            self.rows.set_epoch(epoch)
+            found = False
+            for row in self.rows:
+                item = self.read(row, self.set_name)
+                if isinstance(item, Utterance):
+                    found = True
+                    yield TrainingExample(item, ())
+                else:
+                    yield TrainingExample(None, (item,))
+            if not found:
+                return
+
+
+class TrainingCollate:
+    """Batches of ``input_features`` (B, M, F), ``frames`` (B,) and ``labels`` (B, L).
+
+    Args:
+        log_mel: Feature extractor.
+    """
+
+    def __init__(self, log_mel: LogMel) -> None:
+        self.log_mel = log_mel
+
+    def __call__(self, examples: Sequence[TrainingExample]) -> Collated:
+        """Make one batch, or none if no example has an utterance."""
+        rejected = tuple(row for example in examples for row in example.rejected)
+        found = [example.utterance for example in examples if example.utterance is not None]
+        if not found:
+            return Collated((), rejected, len(examples))
+        features_BMF, frames_B = self.log_mel.windows([utterance.audio for utterance in found])
+        longest = max(len(utterance.labels) for utterance in found)
+        labels_BL = torch.full((len(found), longest), IGNORED)
+        for row_L, utterance in zip(labels_BL, found, strict=True):
+            row_L[: len(utterance.labels)] = torch.tensor(utterance.labels)
+        batch = {"input_features": features_BMF, "frames": frames_B, "labels": labels_BL}
+        return Collated((batch,), rejected, len(examples))
+
+
+def training_loader(
+    sets: Mapping[str, SpeechSet],
+    log_mel: LogMel,
+    encode: LabelEncoder,
+    sharding: Sharding,
+    tally: Tally,
+    *,
+    batch_size: int,
+    num_workers: int,
+    seed: int,
+) -> SpeechLoader:
+    """One process's share of the training sets.
+
+    Args:
+        sets: The sets, by name. If any is a stream, all are read as one stream without an end.
+        log_mel: Feature extractor.
+        encode: From transcript to labels.
+        sharding: The process.
+        tally: Counts what is not used.
+        batch_size: Clips in a batch.
+        num_workers: Processes that read.
+        seed: Seed of the order.
+
+    Raises:
+        ConfigError: If a set has no clip short enough.
+    """
+    collate = TrainingCollate(log_mel)
+    if any(one.is_stream for one in sets.values()):
+        rows = _as_one_stream(sets)
+        name = "+".join(sets)
+        loader = make_loader(
+            TrainingStream(rows, name, log_mel, encode, sharding, seed),
+            stream_workers(rows, num_workers, sharding),
+            collate_fn=collate,
+            batch_size=batch_size,
+        )
+        return SpeechLoader(loader, tally, {})
+    seconds = log_mel.window_seconds
+    parts = [(name, one.rows, training_indices(one, seconds)) for name, one in sets.items()]
+    table = TrainingTable(parts, log_mel, encode)
+    # Workers are not persistent: those of an epoch broken off would live on beside evaluation's.
+    loader = make_loader(
+        table,
+        num_workers,
+        collate_fn=collate,
+        batch_size=batch_size,
+        sampler=DistributedSampler(
+            table, sharding.world_size, sharding.rank, shuffle=True, seed=seed
+        ),
+    )
+    extents = {name: Extent(len(one.rows)) for name, one in sets.items()}
+    return SpeechLoader(loader, tally, extents, len(loader))
+
+
+def _as_one_stream(sets: Mapping[str, SpeechSet]) -> datasets.IterableDataset:
+    streams = [
+        one.rows if one.is_stream else one.rows.to_iterable_dataset() for one in sets.values()
+    ]
+    features = datasets.Features(FEATURES)
+    return datasets.concatenate_datasets(
+        [rows.select_columns(list(features)).cast(features) for rows in streams]
+    )

@@ -1,0 +1,245 @@
+"""Training batches: labels with Whisper's prefix, nothing over one window, even shares."""
+
+import itertools
+import logging
+
+import pytest
+import torch
+from speech_files import audio_bytes, make_processor, source
+from transformers.models.whisper.modeling_whisper import shift_tokens_right
+
+from liteasr.config import ConfigError
+
+
+def labels_of(loader):
+    return [row[row >= 0].tolist() for batch in loader for row in batch["labels"]]
+
+
+def texts_of(loader, processor):
+    tokenizer = processor.tokenizer
+    return [tokenizer.decode(row, skip_special_tokens=True) for row in labels_of(loader)]
+
+
+def test_batches(make_datamodule, make_folder, short_processor):
+    folder = make_folder("a", [0.5, 0.9], texts=["hi", "longer text"])
+    (batch,) = make_datamodule(train={"a": source(folder)}).train_dataloader()
+    tokenizer = short_processor.tokenizer
+    start, no_timestamps, end = tokenizer.convert_tokens_to_ids(
+        ["<|startoftranscript|>", "<|notimestamps|>", "<|endoftext|>"]
+    )
+    assert batch["input_features"].shape == (2, 80, 100)
+    assert sorted(batch["frames"].tolist()) == [25, 45]
+    assert batch["labels"].shape == (2, len("longer text") + 2)
+    assert batch["labels"].dtype == torch.int64
+    for row, frames in zip(batch["labels"], batch["frames"].tolist(), strict=True):
+        text = "hi" if frames == 25 else "longer text"
+        tokens = tokenizer(text, add_special_tokens=False).input_ids
+        assert row[: len(tokens) + 2].tolist() == [no_timestamps, *tokens, end]
+        assert (row[len(tokens) + 2 :] == -100).all()
+    shifted = shift_tokens_right(batch["labels"], 0, start)
+    assert (shifted[:, :2] == torch.tensor([start, no_timestamps])).all()
+
+
+@pytest.mark.parametrize("language", ["de", "german", "<|de|>"])
+@pytest.mark.parametrize("task", [None, "translate"])
+def test_multilingual_prefix(make_datamodule, make_folder, multilingual_processor, language, task):
+    datamodule = make_datamodule(
+        multilingual_processor,
+        train={"a": source(make_folder("a", [0.5]))},
+        language=language,
+        task=task,
+    )
+    (labels,) = labels_of(datamodule.train_dataloader())
+    tokens = multilingual_processor.tokenizer.convert_ids_to_tokens(labels[:3])
+    assert tokens == ["<|de|>", f"<|{task or 'transcribe'}|>", "<|notimestamps|>"]
+    assert multilingual_processor.tokenizer.language is None
+
+
+def test_a_missing_language_is_said(
+    make_datamodule, make_folder, multilingual_processor, processor, caplog
+):
+    sets = {"a": source(make_folder("a", [0.5]))}
+    make_datamodule(processor, train=sets).train_dataloader()
+    assert "model.language" not in caplog.text
+    make_datamodule(multilingual_processor, train=sets).train_dataloader()
+    assert "model.language: not set" in caplog.text
+
+
+def test_unknown_language(make_datamodule, make_folder, multilingual_processor):
+    folder = make_folder("a", [0.5])
+    datamodule = make_datamodule(
+        multilingual_processor, train={"a": source(folder)}, language="klingon"
+    )
+    with pytest.raises(ConfigError, match=r"model\.language: .*klingon"):
+        datamodule.train_dataloader()
+
+
+@pytest.mark.parametrize("durations", [None, [0.5, 1.5, 0.5, 3.0]])
+def test_long_clips_are_left_out_and_said_once(
+    make_datamodule, make_folder, caplog, short_processor, durations
+):
+    caplog.set_level(logging.INFO)
+    columns = {} if durations is None else {"duration": durations}
+    folder = make_folder("a", [0.5, 1.5, 0.5, 3.0], **columns)
+    datamodule = make_datamodule(train={"a": source(folder)})
+    loader = datamodule.train_dataloader()
+    for _ in range(2):
+        assert sorted(texts_of(loader, short_processor)) == ["word 0", "word 2"]
+    assert caplog.messages == [
+        "data.train.a: left 2 of 4 clips out of training, which are longer than 1 s"
+    ]
+
+
+def test_a_clip_longer_than_it_claims_gives_way_to_another(
+    make_datamodule, make_folder, caplog, short_processor
+):
+    caplog.set_level(logging.INFO)
+    folder = make_folder("a", [0.5, 2.0, 0.5], duration=[0.5, 0.5, 0.5])
+    datamodule = make_datamodule(train={"a": source(folder)})
+    for _ in range(2):
+        texts = texts_of(datamodule.train_dataloader(), short_processor)
+        assert len(texts) == 3
+        assert set(texts) == {"word 0", "word 2"}
+    assert sum("01.flac" in message for message in caplog.messages) == 1
+    assert datamodule.tallies["train"].left_out["a", "long"] == 1
+
+
+def test_all_too_long(make_datamodule, make_folder):
+    datamodule = make_datamodule(train={"a": source(make_folder("a", [2.0]))})
+    with pytest.raises(ConfigError, match=r"data\.train\.a: all clips are longer than 1 s"):
+        datamodule.train_dataloader()
+
+
+def test_too_many_tokens(make_datamodule, make_folder, short_processor):
+    folder = make_folder("a", [0.5, 0.5], texts=["x" * 500, "fine"])
+    datamodule = make_datamodule(train={"a": source(folder)})
+    assert texts_of(datamodule.train_dataloader(), short_processor) == ["fine", "fine"]
+
+
+def test_new_order_each_epoch_same_for_the_same_seed(make_datamodule, make_folder, short_processor):
+    sets = {"a": source(make_folder("a", [0.1] * 12)), "b": source(make_folder("b", [0.1] * 4))}
+
+    def epochs(seed):
+        loader = make_datamodule(train=sets, seed=seed).train_dataloader()
+        for epoch in range(2):
+            loader.sampler.set_epoch(epoch)
+            yield texts_of(loader, short_processor)
+
+    first, second = epochs(0)
+    assert first != second
+    assert sorted(first) == sorted(second)
+    assert len(first) == 16
+    assert list(epochs(0)) == [first, second]
+    assert next(epochs(1)) != first
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_shares_are_even_and_whole(make_datamodule, make_folder, short_processor, world_size):
+    sets = {"a": source(make_folder("a", [0.1] * 8))}
+    shares = []
+    for rank in range(world_size):
+        datamodule = make_datamodule(train=sets, train_batch_size=2)
+        datamodule.set_sharding(rank, world_size)
+        loader = datamodule.train_dataloader()
+        shares.append(texts_of(loader, short_processor))
+        assert len(loader) == -(-len(shares[-1]) // 2)
+    assert len(set(map(len, shares))) == 1
+    assert set(sum(shares, [])) == {f"word {n}" for n in range(8)}
+
+
+def test_bad_files_give_way_and_are_named_once(
+    make_datamodule, make_folder, caplog, short_processor
+):
+    folder = make_folder("a", [0.5] * 10, broken=[4])
+    (folder / "06.flac").write_bytes(b"")
+    datamodule = make_datamodule(train={"a": source(folder)}, max_bad_fraction=0.2)
+    loader = datamodule.train_dataloader()
+    for epoch in range(2):
+        loader.sampler.set_epoch(epoch)
+        assert len(texts_of(loader, short_processor)) == 10
+    assert sorted(datamodule.tallies["train"].bad["a"]) == [
+        f"{folder}/04.flac",
+        f"{folder}/06.flac",
+    ]
+    assert sum("skipped" in message for message in caplog.messages) == 2
+
+
+def test_too_many_bad_files(make_datamodule, make_folder):
+    folder = make_folder("a", [0.5] * 10, broken=[4, 6])
+    datamodule = make_datamodule(train={"a": source(folder)}, max_bad_fraction=0.1)
+    with pytest.raises(ConfigError, match=r"data\.train\.a: 2 of 10 cannot be read"):
+        list(datamodule.train_dataloader())
+
+
+def test_all_files_bad(make_datamodule, make_folder):
+    folder = make_folder("a", [0.5] * 3, broken=[0, 1, 2])
+    datamodule = make_datamodule(train={"a": source(folder)}, max_bad_fraction=0.99)
+    with pytest.raises(ConfigError, match=r"data\.train\.a: 3 of 3"):
+        list(datamodule.train_dataloader())
+
+
+@pytest.fixture
+def stream(make_mirror):
+    def make(contents):
+        rows = [(content, f"word {index}") for index, content in enumerate(contents)]
+        half = len(rows) // 2
+        mirror = make_mirror({"a/train-0.parquet": rows[:half], "a/train-1.parquet": rows[half:]})
+        return source(mirror, "hub", subset="a", split="train", streaming=True)
+
+    return make
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_stream_goes_on_without_an_end(
+    make_datamodule, stream, make_folder, short_processor, world_size
+):
+    hub = stream([audio_bytes(0.1, seed=n) for n in range(8)])
+    sets = {"hub": hub, "b": source(make_folder("b", [0.1] * 2, texts=["b 0", "b 1"]))}
+    seen = []
+    for rank in range(world_size):
+        datamodule = make_datamodule(train=sets, train_batch_size=2)
+        datamodule.set_sharding(rank, world_size)
+        loader = datamodule.train_dataloader()
+        with pytest.raises(TypeError):
+            len(loader)
+        texts = texts_of(itertools.islice(loader, 15), short_processor)
+        assert len(texts) == 30
+        seen.append(set(texts))
+    whole = {f"word {n}" for n in range(8)} | {"b 0", "b 1"}
+    assert set.union(*seen) == whole
+    assert sum(map(len, seen)) >= len(whole)
+
+
+def test_stream_skips_what_it_cannot_use(make_datamodule, stream, short_processor):
+    hub = stream([audio_bytes(0.1), b"", audio_bytes(2.0), audio_bytes(0.2)])
+    datamodule = make_datamodule(train={"a": hub}, train_batch_size=1)
+    texts = texts_of(itertools.islice(datamodule.train_dataloader(), 8), short_processor)
+    assert set(texts) == {"word 0", "word 3"}
+
+
+def test_stream_of_nothing_usable(make_datamodule, stream):
+    datamodule = make_datamodule(train={"a": stream([b"0", b"1", b"2", b"3"])})
+    with pytest.raises(ConfigError, match=r"data\.train\.a: 4 of 4 cannot be read"):
+        list(datamodule.train_dataloader())
+
+
+def test_no_training_sets(make_datamodule):
+    with pytest.raises(ConfigError, match=r"data\.train: names no source"):
+        make_datamodule().train_dataloader()
+
+
+def test_128_bins(make_datamodule, make_folder):
+    wide = make_processor(feature_size=128, chunk_length=1)
+    datamodule = make_datamodule(wide, train={"a": source(make_folder("a", [0.1]))})
+    (batch,) = datamodule.train_dataloader()
+    assert batch["input_features"].shape == (1, 128, 100)
+
+
+def test_real_checkpoint(make_datamodule, real_model, real_speech):
+    from transformers import WhisperProcessor
+
+    real = WhisperProcessor.from_pretrained(real_model)
+    sets = {"an4": source(real_speech / "an4" / "train", limit=2)}
+    (batch,) = make_datamodule(real, train=sets).train_dataloader()
+    assert batch["labels"][:, 0].tolist() == [2008, 2008]
+    assert batch["input_features"].shape == (2, 80, 3000)
