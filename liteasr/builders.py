@@ -1,0 +1,154 @@
+"""From a recipe to the objects that run it; the entry points share these."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+
+from liteasr.callbacks import CompressionCallback
+from liteasr.compression import CompressionMethod, ThresholdRule, build_method
+from liteasr.config import CompressionConfig, ConfigError, Recipe, parse_thresholds
+from liteasr.data import SpeechDataModule
+from liteasr.module import WhisperModule
+from liteasr.runfolder import RunFolder
+
+__all__ = [
+    "build_callback",
+    "build_datamodule",
+    "build_method_from_config",
+    "build_module",
+    "build_trainer",
+]
+
+
+def build_module(recipe: Recipe, model_id: str | None = None) -> WhisperModule:
+    """The checkpoint of the recipe, or another one in its place, in a LightningModule.
+
+    Args:
+        recipe: The recipe.
+        model_id: Folder to load instead, with tokenizer (an exported model).
+    """
+    model, train = recipe.model, recipe.finetune
+    return WhisperModule(
+        model_id or model.id,
+        revision=None if model_id else model.revision,
+        processor_id=None if model_id else model.processor,
+        language=model.language,
+        task=None if model.task is None else model.task.value,
+        dtype=model.dtype.value,
+        attention=model.attention.value,
+        num_beams=recipe.decoding.num_beams,
+        max_new_tokens=recipe.decoding.max_new_tokens,
+        trainable=train.trainable.value,
+        learning_rate=train.learning_rate,
+        weight_decay=train.weight_decay,
+        warmup_steps=train.warmup_steps,
+        schedule=train.schedule.value,
+        label_smoothing=train.label_smoothing,
+    )
+
+
+def build_datamodule(recipe: Recipe, module: WhisperModule) -> SpeechDataModule:
+    """The sets of the recipe, made for the checkpoint's processor."""
+    return SpeechDataModule(
+        recipe.data,
+        module.processor,
+        language=recipe.model.language,
+        task=None if recipe.model.task is None else recipe.model.task.value,
+        normalizer=module.normalizer,
+        seed=recipe.run.seed,
+        long_form=recipe.decoding.long_form.value,
+    )
+
+
+def build_method_from_config(config: CompressionConfig) -> CompressionMethod:
+    """The method that ``compression.method`` names.
+
+    Raises:
+        ConfigError: If it cannot be made.
+    """
+    options: dict[str, Any] = dict(config.options)
+    if config.method == "pca":
+        attention, mlp = parse_thresholds(config.thresholds)
+        rule = ThresholdRule(
+            attention, mlp, config.rank_multiple, config.max_rank_attention, config.max_rank_mlp
+        )
+        options = {"rule": rule, "padding_weight": config.padding_weight, **options}
+    try:
+        return build_method(config.method, **options)
+    except ValueError as error:
+        raise ConfigError(f"compression.method: {error}") from error
+
+
+def build_callback(config: CompressionConfig, statistics: Path) -> CompressionCallback:
+    """The callback that ``compression.callback`` names, with its method.
+
+    Raises:
+        ConfigError: If either cannot be made.
+    """
+    module_name, _, class_name = config.callback.replace(":", ".").rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"compression.callback: cannot import {config.callback}") from error
+    if not (isinstance(cls, type) and issubclass(cls, CompressionCallback)):
+        raise ConfigError(f"compression.callback: {config.callback} is no CompressionCallback")
+    method = build_method_from_config(config)
+    return cls(method, statistics_dir=statistics, save_every=config.save_every)
+
+
+def build_trainer(
+    recipe: Recipe, run: RunFolder | None, callbacks: Sequence[L.Callback] = (), steps: int = 0
+) -> L.Trainer:
+    """A trainer with the recipe's devices, strategy and precision.
+
+    Args:
+        recipe: The recipe.
+        run: Receives logs and checkpoints; none are written without it.
+        callbacks: Callbacks of the stage.
+        steps: Optimizer steps; 0 for a trainer that compresses or evaluates only.
+
+    Raises:
+        ConfigError: With Lightning's own words, if it does not take an argument.
+    """
+    config = recipe.trainer
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    bars: list[L.Callback] = [RichProgressBar()] if sys.stderr.isatty() else []
+    checkpointing = steps > 0 and run is not None
+    if checkpointing and run is not None:
+        every = min(recipe.finetune.val_every, steps)
+        bars.append(ModelCheckpoint(run.checkpoints, save_last=True, every_n_train_steps=every))
+    try:
+        return L.Trainer(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            num_nodes=config.num_nodes,
+            strategy=config.strategy,
+            precision=config.precision,  # type: ignore[arg-type]
+            accumulate_grad_batches=config.accumulate_grad_batches,
+            gradient_clip_val=config.gradient_clip_val,
+            log_every_n_steps=config.log_every_n_steps,
+            max_steps=steps,
+            limit_train_batches=None if steps else 0,
+            limit_val_batches=None if steps and recipe.data.val else 0,
+            num_sanity_val_steps=0,
+            val_check_interval=recipe.finetune.val_every if recipe.data.val else None,
+            check_val_every_n_epoch=None if recipe.data.val else 1,
+            use_distributed_sampler=False,
+            callbacks=[*bars, *callbacks],
+            logger=run.logger if run is not None else False,
+            enable_checkpointing=checkpointing,
+            enable_progress_bar=bool(bars),
+            enable_model_summary=False,
+            default_root_dir=None if run is None else run.path,
+        )
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ConfigError(f"trainer: {error}") from error

@@ -1,0 +1,5 @@
+"""Lightning callbacks."""
+
+from liteasr.callbacks.compression import CompressionCallback
+
+__all__ = ["CompressionCallback"]

@@ -1,0 +1,295 @@
+"""The callback that says when to calibrate, swap and report; the methods say what."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_info
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from liteasr.callbacks.statistics_store import StatisticsStore
+from liteasr.compression import (
+    CalibrationBatch,
+    CompressionMethod,
+    CompressionPlan,
+    LayerPlan,
+    LowRankFactors,
+    build_method,
+    encoder_parameters,
+    find_linears,
+)
+from liteasr.console import console, progress, table
+from liteasr.module import WhisperModule
+
+__all__ = ["CompressionCallback"]
+
+log = logging.getLogger(__name__)
+
+
+class CompressionCallback(L.Callback):
+    """Calibrates and compresses a :class:`~liteasr.WhisperModule` at the start of ``trainer.fit``.
+
+    Everything happens in ``setup``: the process group is up, and the strategy has not wrapped the
+    model nor has an optimizer been made, so both see the small model. Each process runs its shard
+    of the calibration loader on its own device, sums are all-reduced, and every process installs
+    the factors of process 0. ``validate``, ``test`` and ``predict`` leave the model as it is.
+
+    To resume, set ``trainer.ckpt_path`` before ``fit``: the structure is rebuilt from the plan in
+    the checkpoint and nothing is calibrated. (The argument ``fit(ckpt_path=…)`` works too, but
+    Lightning 2.6 tells nobody of it before ``setup`` is over, so calibration is repeated.) When
+    statistics of the same calibration are found in ``statistics_dir``, they are used.
+
+    Override :meth:`select_modules`, :meth:`calibration_loader`, :meth:`allocate`,
+    :meth:`factorize`, :meth:`on_layer_compressed` or :meth:`report` to change one step.
+
+    Args:
+        method: A method, its name, or the dotted path of its class.
+        statistics_dir: Where statistics are saved; ``None`` keeps them in memory only.
+        save_every: Batches between two saves; 0 saves only at the end.
+        options: Arguments of the method, where ``method`` is a name.
+
+    Attributes:
+        plan: What was decided, once it is.
+        timing_s: Seconds that ``calibrate`` and ``factorize`` took.
+
+    Example:
+        >>> callback = CompressionCallback("pca", padding_weight=0.05)
+        >>> callback.method.name
+        'pca'
+    """
+
+    def __init__(
+        self,
+        method: str | CompressionMethod = "pca",
+        *,
+        statistics_dir: str | Path | None = None,
+        save_every: int = 16,
+        **options: Any,
+    ) -> None:
+        if isinstance(method, CompressionMethod):
+            if options:
+                raise ValueError(f"options {sorted(options)} belong to the method given")
+            self.method = method
+        else:
+            self.method = build_method(method, **options)
+        self.statistics_dir = None if statistics_dir is None else Path(statistics_dir)
+        self.save_every = save_every
+        self.plan: CompressionPlan | None = None
+        self.timing_s: dict[str, float] = {"calibrate": 0.0, "factorize": 0.0}
+
+    # ------------------------------------------------------------------ override points
+
+    def select_modules(self, pl_module: WhisperModule) -> dict[str, nn.Linear]:
+        """Layers that may be compressed, by name within ``pl_module.model``.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        return find_linears(pl_module.model)
+
+    def calibration_loader(
+        self, trainer: L.Trainer, pl_module: WhisperModule, skip_batches: int = 0
+    ) -> DataLoader[Any]:
+        """This process's share of the calibration clips.
+
+        Batches are mappings with ``input_features`` (B, mel bins, 3000) and ``frames`` (B,),
+        encoder frames that hold audio.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The model.
+            skip_batches: Batches at the start that a resumed run has seen.
+        """
+        loader: DataLoader[Any] = trainer.datamodule.calibration_dataloader(  # type: ignore[attr-defined]
+            skip_batches=skip_batches
+        )
+        return loader
+
+    def allocate(self) -> CompressionPlan:
+        """Decide the ranks from the statistics."""
+        return self.method.allocate()
+
+    def factorize(self, name: str, rank: int) -> LowRankFactors:
+        """Factors of one layer."""
+        return self.method.factorize(name, rank)
+
+    def on_layer_compressed(
+        self, trainer: L.Trainer, pl_module: WhisperModule, name: str, layer: LayerPlan
+    ) -> None:
+        """Called on every process after each layer is swapped."""
+
+    def report(self, trainer: L.Trainer, pl_module: WhisperModule, plan: CompressionPlan) -> None:
+        """Print a table of all layers; on process 0 only."""
+        rows = [
+            (
+                name.removeprefix("model.encoder.layers."),
+                "dense" if layer.rank is None else str(layer.rank),
+                f"{layer.dense_params:,}",
+                f"{layer.params:,}",
+                f"{layer.kept_energy:.5f}",
+            )
+            for name, layer in plan.layers.items()
+        ]
+        columns = ("encoder layer", "rank", "parameters", "after", "kept energy")
+        console.print(table(f"Compression by {plan.method}", columns, rows))
+        size = encoder_parameters(pl_module.encoder)
+        console.print(f"encoder: {(size + plan.saved_params) / 1e6:.3f} M → {size / 1e6:.3f} M")
+
+    # ------------------------------------------------------------------ Lightning's hook
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Compress before the strategy wraps the model; see the class."""
+        if stage != "fit" or self.plan is not None:
+            return
+        if not isinstance(pl_module, WhisperModule):
+            raise TypeError(f"CompressionCallback needs a WhisperModule, got {type(pl_module)}")
+        if trainer.ckpt_path is not None:
+            self.plan = _plan_of_checkpoint(trainer.ckpt_path)
+            pl_module.apply_plan(self.plan)
+            rank_zero_info(f"compressed structure rebuilt from {trainer.ckpt_path}")
+            return
+        with _calibrating(trainer, pl_module):
+            self.method.prepare(pl_module.encoder, self.select_modules(pl_module))
+            started = time.perf_counter()
+            clips = self._calibrate(trainer, pl_module)
+            self.timing_s["calibrate"] = time.perf_counter() - started
+            started = time.perf_counter()
+            self.plan = self._compress(trainer, pl_module, clips)
+            self.timing_s["factorize"] = time.perf_counter() - started
+        if trainer.is_global_zero:
+            self.report(trainer, pl_module, self.plan)
+
+    # ------------------------------------------------------------------ steps
+
+    def _calibrate(self, trainer: L.Trainer, pl_module: WhisperModule) -> int:
+        """Collect and reduce the statistics; returns the clips seen by all processes."""
+        store = StatisticsStore(
+            self.statistics_dir,
+            key={
+                "method": self.method.name,
+                "statistics": self.method.statistics_options(),
+                "calibration": _fingerprint(trainer),
+                "model": str(pl_module.hparams.get("model_id")),
+                "world_size": trainer.world_size,
+            },
+            rank=trainer.global_rank,
+        )
+        finished = trainer.strategy.broadcast(store.load_total())
+        if finished is not None:
+            self.method.load_state_dict(finished["state"])
+            rank_zero_info(f"statistics of {finished['clips']} clips found in {store.folder}")
+            return int(finished["clips"])
+        clips = self._observe_all(trainer, pl_module, store)
+
+        def reduce_sum(tensor: Tensor) -> Tensor:
+            on_device = tensor.to(trainer.strategy.root_device)
+            reduced = trainer.strategy.reduce(on_device, reduce_op="sum")
+            assert isinstance(reduced, Tensor)
+            return reduced.to(tensor.device)
+
+        self.method.reduce(reduce_sum)
+        clips = int(reduce_sum(torch.tensor(clips)))
+        if clips == 0:
+            raise ValueError("calibration saw no clips")
+        if trainer.is_global_zero:
+            store.save_total(self.method.state_dict(), clips)
+        trainer.strategy.barrier("liteasr_statistics_saved")
+        store.drop_partial()
+        return clips
+
+    def _observe_all(
+        self, trainer: L.Trainer, pl_module: WhisperModule, store: StatisticsStore
+    ) -> int:
+        """Run this process's shard through the method; returns the clips it saw."""
+        batches, clips = 0, 0
+        partial = store.load_partial()
+        if partial is not None:
+            self.method.load_state_dict(partial["state"])
+            batches, clips = int(partial["batches"]), int(partial["clips"])
+            log.info("calibration goes on after %d clips", clips)
+        loader = self.calibration_loader(trainer, pl_module, skip_batches=batches)
+        total = clips + _num_clips(loader)
+        with progress("calibrating", total, "clips", enabled=trainer.is_global_zero) as bar:
+            bar.advance(bar.task_ids[0], clips)
+            for batch in loader:
+                calibration_batch = _to_device(batch, trainer, pl_module)
+                with trainer.precision_plugin.forward_context():
+                    self.method.observe(calibration_batch)
+                batches, clips = batches + 1, clips + len(calibration_batch.frames)
+                bar.advance(bar.task_ids[0], len(calibration_batch.frames))
+                if self.save_every and batches % self.save_every == 0:
+                    store.save_partial(self.method.state_dict(), batches, clips)
+        return clips
+
+    def _compress(
+        self, trainer: L.Trainer, pl_module: WhisperModule, clips: int
+    ) -> CompressionPlan:
+        """Allocate, factorize and swap, with the decisions of process 0 on every process."""
+        plan: CompressionPlan = trainer.strategy.broadcast(self.allocate())
+        plan.calibration = {"clips": clips, "fingerprint": _fingerprint(trainer)}
+        ranks = plan.ranks
+        with progress("factorizing", len(ranks), "layers", enabled=trainer.is_global_zero) as bar:
+            for name, rank in ranks.items():
+                factors = trainer.strategy.broadcast(self.factorize(name, rank))
+                layer = CompressionPlan({name: plan.layers[name]})
+                pl_module.apply_plan(layer, {name: factors})
+                self.on_layer_compressed(trainer, pl_module, name, plan.layers[name])
+                bar.advance(bar.task_ids[0])
+        pl_module.compression_plan = plan
+        return plan
+
+
+class _calibrating:
+    """Encoder on the strategy's device and in evaluation mode, and back as it was."""
+
+    def __init__(self, trainer: L.Trainer, pl_module: WhisperModule) -> None:
+        self.model = pl_module.model
+        self.device = trainer.strategy.root_device
+        self.home = next(self.model.parameters()).device
+        self.training = [module for module in self.model.modules() if module.training]
+
+    def __enter__(self) -> None:
+        self.model.to(self.device).eval()
+
+    def __exit__(self, *_exc: object) -> None:
+        self.model.to(self.home)
+        for module in self.training:
+            module.training = True
+
+
+def _to_device(
+    batch: Mapping[str, Any], trainer: L.Trainer, pl_module: WhisperModule
+) -> CalibrationBatch:
+    device = trainer.strategy.root_device
+    features = batch["input_features"].to(device, pl_module.model.dtype)
+    return CalibrationBatch(features, batch["frames"].to(device))
+
+
+def _fingerprint(trainer: L.Trainer) -> str:
+    fingerprint = getattr(trainer.datamodule, "calibration_fingerprint", None)  # type: ignore[attr-defined]
+    return "" if fingerprint is None else str(fingerprint())
+
+
+def _num_clips(loader: DataLoader[Any]) -> int:
+    dataset: Any = getattr(loader, "dataset", None)
+    return len(dataset) if hasattr(dataset, "__len__") else 0
+
+
+def _plan_of_checkpoint(path: str | Path) -> CompressionPlan:
+    """Plan stored in a checkpoint file, or in the ``meta.pt`` of a sharded checkpoint folder.
+
+    Raises:
+        ValueError: If the checkpoint holds no plan.
+    """
+    file = Path(path) / "meta.pt" if Path(path).is_dir() else Path(path)
+    checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    if WhisperModule.PLAN_KEY not in checkpoint:
+        raise ValueError(f"{path} has no compression plan: it is not of a compressed run")
+    return CompressionPlan.from_dict(checkpoint[WhisperModule.PLAN_KEY])

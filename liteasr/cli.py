@@ -1,0 +1,84 @@
+"""The console script ``liteasr <command>`` and what all entry points share."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+
+import transformers
+
+from liteasr.config import ConfigError
+
+__all__ = ["COMMANDS", "main", "run_main"]
+
+COMMANDS = {
+    "fit": "compress a checkpoint as a recipe says, and measure it",
+    "evaluate": "measure the word error rate of a checkpoint",
+}
+
+
+def run_main(body: Callable[[], None]) -> int:
+    """Run an entry point and turn its end into an exit code.
+
+    Args:
+        body: The work.
+
+    Returns:
+        0 done; 2 the configuration or an input is wrong, said on stderr without a traceback; 1
+        anything else (1 for an interrupt too).
+    """
+    _quiet()
+    try:
+        body()
+    except ConfigError as error:
+        print(f"liteasr: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("liteasr: interrupted; run.resume=true goes on from here", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"liteasr: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _quiet() -> None:
+    """Leave the screen to what the user asked for: warnings of ours, not of libraries."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for name in ("httpx", "datasets", "fsspec", "urllib3", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    for message in (
+        "LeafSpec",
+        "exists and is not empty",
+        "does not have many workers",
+        "in eval mode",
+    ):
+        warnings.filterwarnings("ignore", message=f".*{message}.*")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Dispatch to a command.
+
+    Args:
+        argv: Arguments without the program's name; those of the process if absent.
+
+    Returns:
+        Exit code.
+    """
+    parser = argparse.ArgumentParser(prog="liteasr")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, purpose in COMMANDS.items():
+        commands.add_parser(name, help=purpose, add_help=False)
+    arguments, rest = parser.parse_known_args(argv)
+    command: Callable[[Sequence[str]], int] = importlib.import_module(
+        f"liteasr.{arguments.command}"
+    ).main
+    return command(rest)

@@ -1,0 +1,241 @@
+"""``python -m liteasr.fit --config RECIPE [key=value …]``: compress a checkpoint and measure it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+import torch
+
+from liteasr.builders import (
+    build_callback,
+    build_datamodule,
+    build_method_from_config,
+    build_module,
+    build_trainer,
+)
+from liteasr.cli import run_main
+from liteasr.compression import CompressionPlan, encoder_parameters
+from liteasr.config import ConfigError, Recipe, load_recipe, to_yaml
+from liteasr.console import console, table
+from liteasr.data import SpeechDataModule
+from liteasr.export import export_model, write_model_card
+from liteasr.files import write_text
+from liteasr.loading import load_config, load_model, load_processor
+from liteasr.module import WhisperModule
+from liteasr.runfolder import RunFolder, is_first_process
+
+__all__ = ["fit", "main"]
+
+
+def fit(recipe: Recipe) -> dict[str, Any]:
+    """Run a recipe: dense WER → calibrate and compress → fine-tune if asked → WER of what is left.
+
+    Args:
+        recipe: What to do; see :func:`liteasr.config.load_recipe`.
+
+    Returns:
+        The content of ``metrics.json``.
+
+    Raises:
+        ConfigError: If the recipe or its data cannot be used. A run folder that this call made is
+            gone then.
+    """
+    L.seed_everything(recipe.run.seed, workers=True, verbose=False)
+    run = RunFolder(recipe)
+    if is_first_process():
+        run.check()
+    module = build_module(recipe)
+    datamodule = build_datamodule(recipe, module)
+    datamodule.check()
+    run.open()
+    try:
+        return _run_stages(recipe, run, module, datamodule)
+    except ConfigError:
+        run.discard()
+        raise
+
+
+def _run_stages(
+    recipe: Recipe, run: RunFolder, module: WhisperModule, datamodule: SpeechDataModule
+) -> dict[str, Any]:
+    stages: dict[str, Any] = {"dense": None, "compressed": None, "finetuned": None}
+    timing = {"calibrate": 0.0, "factorize": 0.0, "finetune": 0.0, "evaluate": 0.0}
+    if recipe.evaluation.dense and recipe.data.test:
+        stages["dense"] = run.stage("dense", lambda: _evaluate(recipe, module, datamodule))
+        run.log("dense", stages["dense"])
+    if recipe.compression.method != "none":
+        timing |= run.stage("compress", lambda: _compress(recipe, run, module, datamodule))
+        module = build_module(recipe, str(run.model))
+        module.compression_plan = CompressionPlan.load(run.plan)
+        stages["compressed"] = run.stage(
+            "compressed", lambda: _evaluate_against_dense(recipe, module, datamodule)
+        )
+        run.log("compressed", stages["compressed"])
+    if recipe.finetune.max_steps:
+        timing |= run.stage("finetune", lambda: _finetune(recipe, run, module, datamodule))
+        module = build_module(recipe, str(run.model))
+        stages["finetuned"] = run.stage(
+            "finetuned", lambda: _evaluate_against_dense(recipe, module, datamodule)
+        )
+        run.log("finetuned", stages["finetuned"])
+    return _conclude(recipe, run, stages, timing)
+
+
+def _conclude(
+    recipe: Recipe, run: RunFolder, stages: dict[str, Any], timing: dict[str, float]
+) -> dict[str, Any]:
+    results = [stage for stage in stages.values() if stage is not None]
+    timing["evaluate"] = sum(stage.pop("seconds") for stage in results)
+    errors = [stage.pop("encoder_relative_error") for stage in results]
+    metrics = {
+        **stages,
+        "encoder_relative_error": errors[-1],
+        "timing_s": {name: round(seconds, 3) for name, seconds in timing.items()},
+        "peak_memory_mb": round(_peak_memory_mb(), 1),
+    }
+    if is_first_process():
+        write_model_card(run.model, recipe.model.id, metrics)
+        write_text(run.metrics, json.dumps(metrics, indent=2) + "\n")
+        _print_summary(run, metrics)
+    return metrics
+
+
+def _evaluate(
+    recipe: Recipe, module: WhisperModule, datamodule: SpeechDataModule
+) -> dict[str, Any]:
+    """WER of every test set, with the encoder's size."""
+    trainer = build_trainer(recipe, None)
+    started = time.perf_counter()
+    trainer.test(module, datamodule=datamodule, verbose=False)
+    wers = {name: summary["wer"] for name, summary in module.results.items()}
+    return {
+        "encoder_params": encoder_parameters(module.encoder),
+        "wer": round(float(trainer.callback_metrics["test/wer"]), 4),
+        "datasets": wers,
+        "encoder_relative_error": module.encoder_relative_error,
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def _evaluate_against_dense(
+    recipe: Recipe, module: WhisperModule, datamodule: SpeechDataModule
+) -> dict[str, Any]:
+    if recipe.evaluation.encoder_error:
+        source = recipe.model
+        dense = load_model(source.id, revision=source.revision, dtype=source.dtype.value)
+        module.compare_with(dense.get_encoder())
+    result = _evaluate(recipe, module, datamodule)
+    module.compare_with(None)
+    return result
+
+
+def _compress(
+    recipe: Recipe, run: RunFolder, module: WhisperModule, datamodule: SpeechDataModule
+) -> dict[str, float]:
+    """Calibrate, swap, and write ``plan.json`` and ``model/``; returns seconds a step."""
+    callback = build_callback(recipe.compression, run.statistics)
+    trainer = build_trainer(recipe, run, [callback])
+    trainer.fit(module, datamodule=datamodule)
+    _save_model(recipe, run, module)
+    if trainer.is_global_zero and callback.plan is not None:
+        write_text(run.plan, callback.plan.to_json())
+    trainer.strategy.barrier("liteasr_model_saved")
+    return callback.timing_s
+
+
+def _finetune(
+    recipe: Recipe, run: RunFolder, module: WhisperModule, datamodule: SpeechDataModule
+) -> dict[str, float]:
+    """Train what the recipe says and write ``model/`` anew; returns seconds."""
+    started = time.perf_counter()
+    trainer = build_trainer(recipe, run, steps=recipe.finetune.max_steps)
+    last = run.checkpoints / "last.ckpt"
+    resumable = recipe.run.resume and last.is_file()
+    trainer.fit(module, datamodule=datamodule, ckpt_path=str(last) if resumable else None)
+    _save_model(recipe, run, module)
+    trainer.strategy.barrier("liteasr_model_saved")
+    return {"finetune": time.perf_counter() - started}
+
+
+def _save_model(recipe: Recipe, run: RunFolder, module: WhisperModule) -> None:
+    if not is_first_process():
+        return
+    stored = load_config(recipe.model.id, recipe.model.revision).dtype
+    wanted = recipe.export.dtype
+    dtype = stored if wanted is None else getattr(torch, wanted.value)
+    export_model(module.model, module.processor, run.model, dtype)
+
+
+def _peak_memory_mb() -> float:
+    """Peak of the accelerator's memory if there is one, of the process's otherwise, in MB."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def _print_summary(run: RunFolder, metrics: dict[str, Any]) -> None:
+    stages = {name: metrics[name] for name in ("dense", "compressed", "finetuned") if metrics[name]}
+    sets = next(iter(stages.values()))["datasets"]
+    rows = [
+        ("encoder parameters, M", *(f"{s['encoder_params'] / 1e6:.3f}" for s in stages.values()))
+    ]
+    rows += [(f"WER {n}, %", *(f"{s['datasets'][n]:.2f}" for s in stages.values())) for n in sets]
+    rows += [("WER, mean of sets, %", *(f"{stage['wer']:.2f}" for stage in stages.values()))]
+    console.print(table("Result", ("", *stages), rows))
+    if metrics["encoder_relative_error"] is not None:
+        console.print(f"relative error of the encoder: {metrics['encoder_relative_error']:.4f}")
+    console.print(f"model: {run.model}")
+
+
+def dry_run(recipe: Recipe) -> None:
+    """Check everything that can be checked without loading weights.
+
+    Raises:
+        ConfigError: Naming what is wrong.
+    """
+    RunFolder(recipe).check()
+    source = recipe.model
+    load_config(source.id, source.revision)
+    processor = load_processor(source.processor or source.id, revision=source.revision)
+    if recipe.compression.method != "none":
+        build_method_from_config(recipe.compression)
+    build_trainer(recipe, None)
+    SpeechDataModule(recipe.data, processor, normalizer=str, seed=recipe.run.seed).check()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m liteasr.fit", description=__doc__)
+    parser.add_argument("--config", required=True, metavar="RECIPE", help="YAML file or its name")
+    parser.add_argument("--print-config", action="store_true", help="show the resolved recipe")
+    parser.add_argument("--dry-run", action="store_true", help="check all but the weights")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. run.dir=out")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    arguments = _parser().parse_intermixed_args(argv)
+
+    def body() -> None:
+        recipe = load_recipe(arguments.config, arguments.overrides)
+        if arguments.print_config:
+            print(to_yaml(recipe), end="")
+        if arguments.dry_run:
+            dry_run(recipe)
+            print(f"{arguments.config}: everything but the weights is in order")
+        if not (arguments.print_config or arguments.dry_run):
+            fit(recipe)
+
+    return run_main(body)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""Loading a Whisper or lite-whisper checkpoint, with errors that a person can act on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
+)
+
+import liteasr.modeling  # noqa: F401  (registers model type lite-whisper)
+from liteasr.config import ConfigError
+from liteasr.modeling import LiteWhisperConfig, LiteWhisperForConditionalGeneration
+
+__all__ = ["load", "load_config", "load_model", "load_processor"]
+
+
+def load(
+    model_id: str,
+    *,
+    revision: str | None = None,
+    processor_id: str | None = None,
+    dtype: str = "float32",
+    attention: str = "sdpa",
+) -> tuple[WhisperForConditionalGeneration, WhisperProcessor]:
+    """Load a checkpoint and its processor from a folder or the hub.
+
+    Args:
+        model_id: Folder or hub id, dense Whisper or lite-whisper. No remote code is run.
+        revision: Branch, tag or commit on the hub.
+        processor_id: Where tokenizer and feature extractor are, if not with the model.
+        dtype: Type of the weights: ``float32``, ``bfloat16``, ``float16``.
+        attention: Attention implementation of transformers.
+
+    Returns:
+        The model in evaluation mode, and the processor.
+
+    Raises:
+        ConfigError: If the folder is absent or not Whisper, weights are missing or damaged, or
+            there is no tokenizer.
+    """
+    load_config(model_id, revision)
+    processor = load_processor(processor_id or model_id, revision=revision)
+    model = load_model(model_id, revision=revision, dtype=dtype, attention=attention)
+    return model, processor
+
+
+def load_config(model_id: str, revision: str | None = None) -> WhisperConfig:
+    """Read the configuration alone.
+
+    Raises:
+        ConfigError: If it is absent or not that of a Whisper.
+    """
+    _require_folder(model_id)
+    folder = Path(model_id).expanduser()
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ConfigError(f"model.id: {model_id} has no config.json, so it is no model folder")
+    try:
+        config = AutoConfig.from_pretrained(model_id, revision=revision)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"model.id: cannot read a model configuration from {model_id}: {error}"
+        ) from error
+    if not isinstance(config, WhisperConfig):
+        raise ConfigError(
+            f"model.id: {model_id} is a {config.model_type!r} model; "
+            "only 'whisper' and 'lite-whisper' can be used"
+        )
+    return config
+
+
+def load_model(
+    model_id: str, *, revision: str | None = None, dtype: str = "float32", attention: str = "sdpa"
+) -> WhisperForConditionalGeneration:
+    """Load the weights; see :func:`load`."""
+    config = load_config(model_id, revision)
+    is_lite = isinstance(config, LiteWhisperConfig)
+    cls: Any = LiteWhisperForConditionalGeneration if is_lite else WhisperForConditionalGeneration
+    try:
+        model, info = cls.from_pretrained(
+            model_id,
+            config=config,
+            revision=revision,
+            dtype=getattr(torch, dtype),
+            attn_implementation=attention,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ConfigError(f"model.id: cannot load the weights of {model_id}: {error}") from error
+    for problem in ("missing_keys", "mismatched_keys"):
+        if info[problem]:
+            names = sorted(str(key) for key in info[problem])
+            raise ConfigError(
+                f"model.id: the weights of {model_id} have {problem.replace('_', ' ')}: "
+                f"{', '.join(names[:3])}{' …' if len(names) > 3 else ''}"
+            )
+    return model.eval()
+
+
+def load_processor(processor_id: str, *, revision: str | None = None) -> WhisperProcessor:
+    """Load tokenizer and feature extractor.
+
+    Raises:
+        ConfigError: If either is absent.
+    """
+    _require_folder(processor_id, key="model.processor")
+    try:
+        return WhisperProcessor.from_pretrained(processor_id, revision=revision)
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"model.id: {processor_id} has no usable tokenizer or feature extractor "
+            f"(name one that has with model.processor): {error}"
+        ) from error
+
+
+def _require_folder(model_id: str, key: str = "model.id") -> None:
+    looks_local = model_id.startswith((".", "/", "~")) or model_id.count("/") > 1
+    folder = Path(model_id).expanduser()
+    if looks_local and not folder.is_dir():
+        raise ConfigError(f"{key}: there is no folder {model_id}")

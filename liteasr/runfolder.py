@@ -1,0 +1,161 @@
+"""The folder of a run: who may write into it, and what is already in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import CSVLogger
+from lightning_utilities.core.rank_zero import rank_zero_only
+
+from liteasr.config import ConfigError, Recipe, load_recipe, to_yaml
+from liteasr.files import write_text
+
+__all__ = ["RunFolder", "is_first_process"]
+
+Stage = dict[str, Any]
+
+
+def is_first_process() -> bool:
+    """Whether this process writes the files of a run: process 0 of the first node."""
+    return getattr(rank_zero_only, "rank", None) in (None, 0)
+
+
+class RunFolder:
+    """Files of one run under ``run.dir``.
+
+    ``recipe.yaml`` is written first and marks a folder as ours. Results of finished stages are
+    kept in ``stages.json``, so that ``run.resume`` does not repeat them.
+
+    Args:
+        recipe: The resolved recipe.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.path = Path(recipe.run.dir)
+        self.created = False
+
+    model = property(lambda self: self.path / "model")
+    plan = property(lambda self: self.path / "plan.json")
+    statistics = property(lambda self: self.path / "statistics")
+    checkpoints = property(lambda self: self.path / "checkpoints")
+    metrics = property(lambda self: self.path / "metrics.json")
+    _recipe_file = property(lambda self: self.path / "recipe.yaml")
+    _stages_file = property(lambda self: self.path / "stages.json")
+
+    @cached_property
+    def logger(self) -> CSVLogger:
+        """Logger of ``metrics.csv``, shared by all stages."""
+        return CSVLogger(self.path, name=None, version="")
+
+    def log(self, stage: str, result: Stage) -> None:
+        """Add the WER of a stage to ``metrics.csv``."""
+        rows = {f"{stage}/wer/{name}": wer for name, wer in result["datasets"].items()}
+        self.logger.log_metrics({f"{stage}/wer": result["wer"], **rows})
+        self.logger.save()
+
+    def check(self) -> None:
+        """See whether :meth:`open` would succeed, without touching anything.
+
+        Raises:
+            ConfigError: If the folder holds something else, or a run and neither ``run.resume``
+                nor ``run.overwrite`` is set, or a run of another recipe is to be resumed, or it
+                cannot be written.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"run.dir: {self.path} is a file")
+        if self.path.is_dir() and any(self.path.iterdir()):
+            self._check_present()
+        parent = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise ConfigError(f"run.dir: {self.path} cannot be written ({parent} is read-only)")
+
+    def _check_present(self) -> None:
+        if not self._recipe_file.is_file():
+            raise ConfigError(
+                f"run.dir: {self.path} is not empty and holds no run of liteasr; name another"
+            )
+        if self.recipe.run.resume:
+            self._check_same_recipe()
+        elif not self.recipe.run.overwrite:
+            raise ConfigError(
+                f"run.dir: {self.path} holds a run already; run.resume=true goes on with it, "
+                "run.overwrite=true replaces it"
+            )
+
+    def _check_same_recipe(self) -> None:
+        before, now = _flat(load_recipe(self._recipe_file)), _flat(self.recipe)
+        changed = sorted(key for key in before | now if before.get(key) != now.get(key))
+        if changed:
+            differences = ", ".join(
+                f"{key} ({before.get(key)!r} → {now.get(key)!r})" for key in changed
+            )
+            raise ConfigError(
+                f"run.resume: the run in {self.path} was made with another recipe: {differences}"
+            )
+
+    def open(self) -> None:
+        """Make the folder, or make it empty, or take it as it is; on process 0 only.
+
+        Raises:
+            ConfigError: As :meth:`check` does.
+        """
+        if not is_first_process():
+            return
+        self.check()
+        if self.recipe.run.overwrite and self.path.is_dir():
+            shutil.rmtree(self.path)
+        self.created = not self.path.exists()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_text(self._recipe_file, to_yaml(self.recipe))
+        except OSError as error:
+            raise ConfigError(f"run.dir: {self.path} cannot be written: {error}") from error
+
+    def discard(self) -> None:
+        """Remove the folder if this run made it: for a run that should not have begun."""
+        if self.created and is_first_process():
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    def stage(self, name: str, compute: Callable[[], Stage]) -> Stage:
+        """Result of a stage: as it was saved, or computed and saved now.
+
+        Args:
+            name: Name of the stage.
+            compute: Does the work; called on every process, its result on process 0 counts.
+        """
+        done = self._stages()
+        if name in done:
+            return done[name]
+        result = compute()
+        if is_first_process():
+            write_text(self._stages_file, json.dumps({**done, name: result}, indent=2) + "\n")
+        return result
+
+    def _stages(self) -> dict[str, Stage]:
+        if not self._stages_file.is_file():
+            return {}
+        stages: dict[str, Stage] = json.loads(self._stages_file.read_text(encoding="utf-8"))
+        return stages
+
+
+def _flat(recipe: Recipe) -> dict[str, Any]:
+    """Dotted key → value of everything that makes a run what it is."""
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, child in value.items():
+                walk(f"{prefix}.{key}" if prefix else str(key), child)
+        else:
+            flat[prefix] = value
+
+    walk("", asdict(recipe))
+    return {key: value for key, value in flat.items() if not key.startswith(("run.", "trainer."))}

@@ -1,0 +1,70 @@
+"""Holds the dependency table of the architecture: no import goes back up the flow of data."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "liteasr"
+OURS = "liteasr"
+
+# Part of the package → what it must not import, directly. "liteasr" is all of the rest of it.
+FORBIDDEN = {
+    "config": {"torch", "lightning", "transformers", "datasets", "liteasr"},
+    "text.py": {"torch", "lightning"},
+    "data": {"liteasr.module", "liteasr.callbacks", "liteasr.compression"},
+    "metrics.py": {"lightning", "liteasr"},
+    "loading.py": {"lightning", "liteasr.module", "liteasr.compression", "liteasr.callbacks"},
+    "module.py": {"liteasr.callbacks", "liteasr.data", "liteasr.builders", "liteasr.export"},
+    "modeling/linear.py": {"transformers", "lightning", "liteasr"},
+    "modeling/configuration.py": {"torch", "lightning", "liteasr"},
+    "modeling/whisper.py": {"lightning", "liteasr.compression"},
+    "compression/statistics.py": {"torch.nn", "lightning", "transformers", "liteasr"},
+    "compression/factorize.py": {"torch.nn", "lightning", "transformers", "liteasr"},
+    "compression/allocate.py": {"torch.nn", "lightning", "transformers", "liteasr"},
+    "compression/plan.py": {"torch", "lightning", "transformers", "liteasr"},
+    "compression/surgery.py": {"lightning", "liteasr.data", "liteasr.callbacks", "liteasr.config"},
+    "compression/methods.py": {"lightning", "liteasr.data", "liteasr.config", "liteasr.module"},
+    "callbacks": {"liteasr.data", "liteasr.config", "liteasr.builders"},
+    "export.py": {"lightning", "liteasr.callbacks", "liteasr.module"},
+}
+
+
+def imported(path):
+    """Dotted names that a file imports, relative imports resolved, type-checking blocks too."""
+    package = (OURS, *path.relative_to(PACKAGE).parts[:-1])
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def is_under(name, root):
+    return name == root or name.startswith(root + ".")
+
+
+@pytest.mark.parametrize("part", sorted(FORBIDDEN))
+def test_nothing_imports_what_it_must_not(part):
+    target = PACKAGE / part
+    files = sorted(target.rglob("*.py")) if target.is_dir() else [target]
+    assert files
+    own = ".".join([OURS, *part.removesuffix(".py").split("/")])
+    siblings_allowed = target.is_dir()
+    for file in files:
+        for name in imported(file):
+            if is_under(name, own) and siblings_allowed:
+                continue
+            wrong = [root for root in FORBIDDEN[part] if is_under(name, root)]
+            assert not wrong, f"{file.relative_to(PACKAGE)} imports {name}"
+
+
+def test_every_file_of_the_table_exists():
+    assert [part for part in FORBIDDEN if not (PACKAGE / part).exists()] == []
+
+
+def test_the_walk_sees_relative_imports():
+    names = set(imported(PACKAGE / "modeling" / "whisper.py"))
+    assert "liteasr.modeling.configuration.LiteWhisperConfig" in names

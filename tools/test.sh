@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Install and run the tests.
+#
+#   bash tools/test.sh [arguments of pytest]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bash tools/install.sh
+exec "${VENV:-.venv}/bin/python" -m pytest "$@"
