@@ -208,6 +208,75 @@ def test_bad_input_is_exit_code_2_and_leaves_nothing(
     assert not (tmp_path / "run").exists()
 
 
+def _truncate_weights(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1_000_000])
+
+
+def _remove_tokenizer(folder):
+    for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json"):
+        (folder / name).unlink()
+
+
+def _make_it_bert(folder):
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_truncate_weights, "cannot load the weights"),
+        (_remove_tokenizer, "no usable tokenizer"),
+        (_make_it_bert, "is a 'bert' model"),
+    ],
+)
+def test_a_damaged_model_is_exit_code_2(arguments, real_model, tmp_path, capsys, damage, message):
+    folder = tmp_path / "damaged"
+    folder.mkdir()
+    for file in real_model.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    damage(folder)
+    assert fit([*without(arguments, "model.id"), f"model.id={folder}"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert str(folder) in error
+    assert not (tmp_path / "run").exists()
+
+
+def _speech(folder, rows, files):
+    folder.mkdir()
+    if rows is not None:
+        (folder / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+
+
+ROW = {"file_name": "a.wav", "text": "yes"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "files", "message"),
+    [
+        (None, {}, "is empty"),
+        (None, {"a.wav": b"x"}, "has no metadata.jsonl"),
+        ([{"text": "yes"}], {"a.wav": b"x"}, "line 1: names no audio file"),
+        ([ROW, {"file_name": "a.wav", "text": None}], {"a.wav": b"x"}, "line 2: has no transcript"),
+        ([ROW], {}, "there is no file"),
+        ([ROW], {"a.wav": b""}, "data.max_bad_fraction"),
+        ([ROW], {"a.wav": b"RIFF, but nothing that follows is audio"}, "data.max_bad_fraction"),
+    ],
+)
+def test_unusable_speech_is_exit_code_2(arguments, tmp_path, capsys, rows, files, message):
+    folder = tmp_path / "speech"
+    _speech(folder, rows, files)
+    assert fit([*arguments, f"data.test.an4.path={folder}"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "data.test.an4" in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_missing_recipe_is_named(capsys):
     assert fit(["--config", "recipes/whisper_tiny_librii.yaml"]) == 2
     assert "whisper_tiny_libri" in capsys.readouterr().err
