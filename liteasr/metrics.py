@@ -133,11 +133,12 @@ class EncoderRelativeError(Metric):
         """
         positions_T = torch.arange(dense_BTD.shape[1], device=frames.device)
         is_audio_BT = (positions_T < frames[:, None]).to(dense_BTD.device)
-        dense_ND = dense_BTD[is_audio_BT].double()
+        dense_ND = dense_BTD[is_audio_BT].to(self.sum_D.device).double()
+        compressed_ND = compressed_BTD[is_audio_BT].to(self.sum_D.device).double()
         self.count += dense_ND.shape[0]
         self.sum_D += dense_ND.sum(dim=0)
         self.squares += dense_ND.square().sum()
-        self.errors += (dense_ND - compressed_BTD[is_audio_BT].double()).square().sum()
+        self.errors += (dense_ND - compressed_ND).square().sum()
 
     def compute(self) -> Tensor:
         """Relative error, a scalar."""

@@ -311,12 +311,17 @@ class WhisperModule(L.LightningModule):
             strict=True,
         ):
             dense = dense_encoder(features).last_hidden_state
-            self._error.to(self.device).update(dense, encoded, used)
+            self._error.to(self._metrics_device).update(dense, encoded, used)
 
     def _metric(self, name: str) -> CorpusWER:
         metric = self._wer[_key(name)]
         assert isinstance(metric, CorpusWER)
         return metric
+
+    @property
+    def _metrics_device(self) -> torch.device:
+        # Apple's GPUs have no fp64, and no other process to sum with.
+        return torch.device("cpu") if self.device.type == "mps" else self.device
 
     def _set_names(self, stage: str) -> Sequence[str]:
         loaders = getattr(self.trainer, f"{stage}_dataloaders")
@@ -327,7 +332,8 @@ class WhisperModule(L.LightningModule):
     def _start(self, stage: str) -> None:
         self.predictions = []
         names = self._set_names(stage)
-        self._wer = nn.ModuleDict({_key(name): CorpusWER() for name in names}).to(self.device)
+        metrics = nn.ModuleDict({_key(name): CorpusWER() for name in names})
+        self._wer = metrics.to(self._metrics_device)
 
     def _finish(self, stage: str) -> None:
         # Sums over processes are taken here, where every process is.

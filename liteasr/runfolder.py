@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -41,6 +42,7 @@ class RunFolder:
         self.recipe = recipe
         self.path = Path(recipe.run.dir)
         self.created = False
+        self._done: dict[str, Stage] | None = None
 
     model = property(lambda self: self.path / "model")
     plan = property(lambda self: self.path / "plan.json")
@@ -131,15 +133,15 @@ class RunFolder:
             name: Name of the stage.
             compute: Does the work; called on every process, its result on process 0 counts.
         """
-        done = self._stages()
-        if name in done:
-            return done[name]
-        result = compute()
-        if is_first_process():
-            write_text(self._stages_file, json.dumps({**done, name: result}, indent=2) + "\n")
-        return result
+        if self._done is None:
+            self._done = self._load_stages() if self.recipe.run.resume else {}
+        if name not in self._done:
+            self._done[name] = compute()
+            if is_first_process():
+                write_text(self._stages_file, json.dumps(self._done, indent=2) + "\n")
+        return copy.deepcopy(self._done[name])
 
-    def _stages(self) -> dict[str, Stage]:
+    def _load_stages(self) -> dict[str, Stage]:
         if not self._stages_file.is_file():
             return {}
         stages: dict[str, Stage] = json.loads(self._stages_file.read_text(encoding="utf-8"))

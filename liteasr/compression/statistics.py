@@ -56,15 +56,18 @@ class MomentStatistics:
 
     @torch.no_grad()
     def update(self, x_ND: Tensor, weight_N: Tensor | None = None) -> None:
-        """Add a block.
+        """Add a block; inside ``torch.autocast`` too it is summed in ``block_dtype``.
 
         Args:
             x_ND: Vectors, (N, D) or with more leading dimensions.
             weight_N: Weight of each vector, as many as vectors; 1 if absent.
         """
         x_ND = x_ND.detach().reshape(-1, self.dim).to(self.block_dtype)
-        if x_ND.shape[0] == 0:
-            return
+        if x_ND.shape[0] > 0:
+            with torch.autocast(x_ND.device.type, enabled=False):
+                self._add(x_ND, weight_N)
+
+    def _add(self, x_ND: Tensor, weight_N: Tensor | None) -> None:
         if self.shift_D is None:
             self.shift_D = x_ND.mean(dim=0)
         centred_ND = x_ND - self.shift_D

@@ -78,6 +78,14 @@ def test_empty_and_misfitting_statistics_are_refused(blocks):
         MomentStatistics(4).load_state_dict(filled(blocks).state_dict())
 
 
+def test_mixed_precision_of_the_forward_pass_does_not_reach_the_sums(blocks):
+    plain, mixed = filled(blocks, dtype=torch.float32), MomentStatistics(8)
+    with torch.autocast("cpu", torch.bfloat16):
+        for block in blocks:
+            mixed.update(block)
+    assert torch.equal(plain.gram_DD, mixed.gram_DD)
+
+
 def test_an_empty_block_changes_nothing(blocks):
     statistics = filled(blocks)
     before = statistics.covariance()
