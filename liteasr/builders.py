@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +15,20 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 
 from liteasr.callbacks import CompressionCallback
-from liteasr.compression import CompressionMethod, ThresholdRule, build_method
+from liteasr.compression import CompressionMethod, ThresholdRule, build_method, find_method
 from liteasr.config import CompressionConfig, ConfigError, Recipe, parse_thresholds
 from liteasr.data import SpeechDataModule
 from liteasr.module import WhisperModule
 from liteasr.runfolder import RunFolder
+
+log = logging.getLogger(__name__)
+
+# What a recipe says to every method that takes it, and under which keys.
+DEFAULTS: dict[str, Any] = {"rule": ThresholdRule(), "padding_weight": 1.0}
+RECIPE_KEYS = {
+    "rule": "compression.thresholds, rank_multiple and max_rank_*",
+    "padding_weight": "compression.padding_weight",
+}
 
 __all__ = [
     "build_callback",
@@ -74,15 +85,20 @@ def build_method_from_config(config: CompressionConfig) -> CompressionMethod:
     Raises:
         ConfigError: If it cannot be made.
     """
-    options: dict[str, Any] = dict(config.options)
-    if config.method == "pca":
-        attention, mlp = parse_thresholds(config.thresholds)
-        rule = ThresholdRule(
-            attention, mlp, config.rank_multiple, config.max_rank_attention, config.max_rank_mlp
-        )
-        options = {"rule": rule, "padding_weight": config.padding_weight, **options}
+    attention, mlp = parse_thresholds(config.thresholds)
+    rule = ThresholdRule(
+        attention, mlp, config.rank_multiple, config.max_rank_attention, config.max_rank_mlp
+    )
+    common = {"rule": rule, "padding_weight": config.padding_weight}
     try:
-        return build_method(config.method, **options)
+        cls = find_method(config.method)
+        taken = inspect.signature(cls).parameters
+        unused = [name for name in common if name not in taken and common[name] != DEFAULTS[name]]
+        if unused:
+            keys = ", ".join(RECIPE_KEYS[name] for name in unused)
+            log.warning("method %s does not use %s of the recipe", config.method, keys)
+        options = {name: value for name, value in common.items() if name in taken}
+        return build_method(config.method, **{**options, **config.options})
     except ValueError as error:
         raise ConfigError(f"compression.method: {error}") from error
 
@@ -140,7 +156,11 @@ def build_trainer(
             limit_train_batches=None if steps else 0,
             limit_val_batches=None if steps and recipe.data.val else 0,
             num_sanity_val_steps=0,
-            val_check_interval=recipe.finetune.val_every if recipe.data.val else None,
+            val_check_interval=(
+                recipe.finetune.val_every * config.accumulate_grad_batches
+                if recipe.data.val
+                else None
+            ),
             check_val_every_n_epoch=None if recipe.data.val else 1,
             use_distributed_sampler=False,
             callbacks=[*bars, *callbacks],

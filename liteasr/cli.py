@@ -39,7 +39,7 @@ def run_main(body: Callable[[], None]) -> int:
         print(f"liteasr: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("liteasr: interrupted; run.resume=true goes on from here", file=sys.stderr)
+        print("liteasr: interrupted (fit goes on with run.resume=true)", file=sys.stderr)
         return 1
     except OSError as error:
         print(f"liteasr: {error}", file=sys.stderr)

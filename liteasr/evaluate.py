@@ -28,6 +28,7 @@ from liteasr.console import console, table
 from liteasr.data import parse_sources
 from liteasr.files import write_text
 from liteasr.module import WhisperModule
+from liteasr.runfolder import is_first_process
 
 __all__ = ["decoder_parameters", "evaluate", "main"]
 
@@ -126,18 +127,22 @@ def _parser() -> argparse.ArgumentParser:
         help="how audio over 30 s is decoded: windows for checkpoints without timestamps",
     )
     add("--batch-size", type=_positive, default=16, help="utterances decoded together")
-    add("--num-workers", type=int, default=1, help="processes that read audio")
+    add("--num-workers", type=_count, default=1, help="processes that read audio")
     add("--accelerator", default="auto", help="as in lightning.Trainer")
     add("--devices", default="auto", help="as in lightning.Trainer")
     add("--precision", default="32-true", help="as in lightning.Trainer")
     return parser
 
 
-def _positive(text: str) -> int:
+def _count(text: str, least: int = 0) -> int:
     number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    if number < least:
+        raise argparse.ArgumentTypeError(f"{text} is not at least {least}")
     return number
+
+
+def _positive(text: str) -> int:
+    return _count(text, least=1)
 
 
 def _print_result(result: dict[str, Any]) -> None:
@@ -154,12 +159,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
 
     def body() -> None:
-        if arguments.output is not None and not arguments.output.absolute().parent.is_dir():
-            raise ConfigError(f"--output: there is no folder {arguments.output.parent}")
+        output = arguments.output
+        if output is not None and not output.absolute().parent.is_dir():
+            raise ConfigError(f"--output: there is no folder {output.parent}")
+        if output is not None and output.is_dir():
+            raise ConfigError(f"--output: {output} is a folder")
         result = evaluate(_recipe(arguments))
+        if not is_first_process():
+            return
         text = json.dumps(result, indent=2) + "\n"
-        if arguments.output is not None:
-            write_text(arguments.output, text)
+        if output is not None:
+            write_text(output, text)
         print(text, end="")
         _print_result(result)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import importlib.resources
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -136,10 +137,12 @@ def write_model_card(folder: str | Path, base_model: str, metrics: dict[str, Any
     sets = sorted(after["datasets"])
     rows = [("encoder parameters, M", *(_millions(part) for part in (dense, after)))]
     rows += [(f"WER {name}, %", *(_wer(part, name) for part in (dense, after))) for name in sets]
-    rows += [("**WER, mean of sets, %**", *(_wer(part) for part in (dense, after)))]
+    if sets:
+        rows += [("**WER, mean of sets, %**", *(_wer(part) for part in (dense, after)))]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     error = metrics["encoder_relative_error"]
-    base = base_model if base_model.count("/") == 1 and not base_model.startswith(".") else None
+    is_hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", base_model)
+    base = base_model if is_hub_id and not Path(base_model).exists() else None
     front = ["library_name: transformers", "pipeline_tag: automatic-speech-recognition"]
     front += [f"base_model: {base}"] if base else []
     error_line = (

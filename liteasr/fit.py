@@ -16,7 +16,6 @@ import torch
 from liteasr.builders import (
     build_callback,
     build_datamodule,
-    build_method_from_config,
     build_module,
     build_trainer,
 )
@@ -28,6 +27,7 @@ from liteasr.data import SpeechDataModule
 from liteasr.export import export_model, write_model_card
 from liteasr.files import write_text
 from liteasr.loading import load_config, load_model, load_processor
+from liteasr.metrics import macro_average
 from liteasr.module import WhisperModule
 from liteasr.runfolder import RunFolder, is_first_process
 
@@ -51,6 +51,7 @@ def fit(recipe: Recipe) -> dict[str, Any]:
     run = RunFolder(recipe)
     if is_first_process():
         run.check()
+    _check_parts(recipe, run)
     module = build_module(recipe)
     datamodule = build_datamodule(recipe, module)
     datamodule.check()
@@ -62,12 +63,23 @@ def fit(recipe: Recipe) -> dict[str, Any]:
         raise
 
 
+def _check_parts(recipe: Recipe, run: RunFolder) -> None:
+    """Make once what is made again later, so that a wrong name is told before anything is done.
+
+    Raises:
+        ConfigError: If a part cannot be made.
+    """
+    if recipe.compression.method != "none":
+        build_callback(recipe.compression, run.statistics)
+    build_trainer(recipe, None)
+
+
 def _run_stages(
     recipe: Recipe, run: RunFolder, module: WhisperModule, datamodule: SpeechDataModule
 ) -> dict[str, Any]:
     stages: dict[str, Any] = {"dense": None, "compressed": None, "finetuned": None}
     timing = {"calibrate": 0.0, "factorize": 0.0, "finetune": 0.0, "evaluate": 0.0}
-    if recipe.evaluation.dense and recipe.data.test:
+    if recipe.evaluation.dense:
         stages["dense"] = run.stage("dense", lambda: _evaluate(recipe, module, datamodule))
         run.log("dense", stages["dense"])
     if recipe.compression.method != "none":
@@ -110,14 +122,14 @@ def _conclude(
 def _evaluate(
     recipe: Recipe, module: WhisperModule, datamodule: SpeechDataModule
 ) -> dict[str, Any]:
-    """WER of every test set, with the encoder's size."""
-    trainer = build_trainer(recipe, None)
+    """WER of every test set, if there are any, with the encoder's size."""
     started = time.perf_counter()
-    trainer.test(module, datamodule=datamodule, verbose=False)
-    wers = {name: summary["wer"] for name, summary in module.results.items()}
+    if recipe.data.test:
+        build_trainer(recipe, None).test(module, datamodule=datamodule, verbose=False)
+    wers = {name: float(summary["wer"]) for name, summary in module.results.items()}
     return {
         "encoder_params": encoder_parameters(module.encoder),
-        "wer": round(float(trainer.callback_metrics["test/wer"]), 4),
+        "wer": round(macro_average(wers), 4) if wers else None,
         "datasets": wers,
         "encoder_relative_error": module.encoder_relative_error,
         "seconds": time.perf_counter() - started,
@@ -174,8 +186,8 @@ def _save_model(recipe: Recipe, run: RunFolder, module: WhisperModule) -> None:
 
 
 def _peak_memory_mb() -> float:
-    """Peak of the accelerator's memory if there is one, of the process's otherwise, in MB."""
-    if torch.cuda.is_available():
+    """Peak memory in MB: of the NVIDIA GPU that did the work, else of this process."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0:
         return torch.cuda.max_memory_allocated() / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1e6 if sys.platform == "darwin" else 1e3)
@@ -188,7 +200,8 @@ def _print_summary(run: RunFolder, metrics: dict[str, Any]) -> None:
         ("encoder parameters, M", *(f"{s['encoder_params'] / 1e6:.3f}" for s in stages.values()))
     ]
     rows += [(f"WER {n}, %", *(f"{s['datasets'][n]:.2f}" for s in stages.values())) for n in sets]
-    rows += [("WER, mean of sets, %", *(f"{stage['wer']:.2f}" for stage in stages.values()))]
+    if sets:
+        rows += [("WER, mean of sets, %", *(f"{stage['wer']:.2f}" for stage in stages.values()))]
     console.print(table("Result", ("", *stages), rows))
     if metrics["encoder_relative_error"] is not None:
         console.print(f"relative error of the encoder: {metrics['encoder_relative_error']:.4f}")
@@ -205,9 +218,7 @@ def dry_run(recipe: Recipe) -> None:
     source = recipe.model
     load_config(source.id, source.revision)
     processor = load_processor(source.processor or source.id, revision=source.revision)
-    if recipe.compression.method != "none":
-        build_method_from_config(recipe.compression)
-    build_trainer(recipe, None)
+    _check_parts(recipe, RunFolder(recipe))
     SpeechDataModule(recipe.data, processor, normalizer=str, seed=recipe.run.seed).check()
 
 

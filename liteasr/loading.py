@@ -45,8 +45,9 @@ def load(
         ConfigError: If the folder is absent or not Whisper, weights are missing or damaged, or
             there is no tokenizer.
     """
-    load_config(model_id, revision)
+    config = load_config(model_id, revision)
     processor = load_processor(processor_id or model_id, revision=revision)
+    _check_fit(config, processor, processor_id or model_id)
     model = load_model(model_id, revision=revision, dtype=dtype, attention=attention)
     return model, processor
 
@@ -57,6 +58,7 @@ def load_config(model_id: str, revision: str | None = None) -> WhisperConfig:
     Raises:
         ConfigError: If it is absent or not that of a Whisper.
     """
+    model_id = _expanded(model_id)
     _require_folder(model_id)
     folder = Path(model_id).expanduser()
     if folder.is_dir() and not (folder / "config.json").is_file():
@@ -79,6 +81,7 @@ def load_model(
     model_id: str, *, revision: str | None = None, dtype: str = "float32", attention: str = "sdpa"
 ) -> WhisperForConditionalGeneration:
     """Load the weights; see :func:`load`."""
+    model_id = _expanded(model_id)
     config = load_config(model_id, revision)
     is_lite = isinstance(config, LiteWhisperConfig)
     cls: Any = LiteWhisperForConditionalGeneration if is_lite else WhisperForConditionalGeneration
@@ -91,7 +94,7 @@ def load_model(
             attn_implementation=attention,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise ConfigError(f"model.id: cannot load the weights of {model_id}: {error}") from error
     for problem in ("missing_keys", "mismatched_keys"):
         if info[problem]:
@@ -109,6 +112,7 @@ def load_processor(processor_id: str, *, revision: str | None = None) -> Whisper
     Raises:
         ConfigError: If either is absent.
     """
+    processor_id = _expanded(processor_id)
     _require_folder(processor_id, key="model.processor")
     try:
         return WhisperProcessor.from_pretrained(processor_id, revision=revision)
@@ -117,6 +121,29 @@ def load_processor(processor_id: str, *, revision: str | None = None) -> Whisper
             f"model.id: {processor_id} has no usable tokenizer or feature extractor "
             f"(name one that has with model.processor): {error}"
         ) from error
+
+
+def _check_fit(config: WhisperConfig, processor: WhisperProcessor, processor_id: str) -> None:
+    """A processor of another size of Whisper would be wrong without a word.
+
+    Raises:
+        ConfigError: If its mel bins or tokens are not those of the model.
+    """
+    bins = processor.feature_extractor.feature_size
+    if bins != config.num_mel_bins:
+        raise ConfigError(
+            f"model.processor: {processor_id} makes {bins} mel bins, "
+            f"the model takes {config.num_mel_bins}"
+        )
+    if len(processor.tokenizer) > config.vocab_size:
+        raise ConfigError(
+            f"model.processor: {processor_id} has {len(processor.tokenizer)} tokens, "
+            f"the model {config.vocab_size}"
+        )
+
+
+def _expanded(name: str) -> str:
+    return str(Path(name).expanduser()) if name.startswith("~") else name
 
 
 def _require_folder(model_id: str, key: str = "model.id") -> None:

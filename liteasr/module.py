@@ -6,6 +6,7 @@ L tokens, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, get_scheduler
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import shift_tokens_right
+from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from liteasr.compression import CompressionPlan, LowRankFactors, apply_plan
 from liteasr.config import ConfigError
@@ -99,13 +101,15 @@ class WhisperModule(L.LightningModule):
             attention=attention,
         )
         self._check_language(language, task)
+        self._check_length(max_new_tokens)
         self.normalizer = make_normalizer(self.processor.tokenizer, language)
         self.compression_plan: CompressionPlan | None = None
         self.predictions: list[dict[str, str]] = []
         self.results: dict[str, dict[str, float | int]] = {}
         self.encoder_relative_error: float | None = None
-        self._wer = nn.ModuleDict()
-        self._error: EncoderRelativeError | None = None
+        # Held in plain containers: no part of the model, so neither saved, wrapped nor cast.
+        self._wer: dict[str, CorpusWER] = {}
+        self._error: tuple[EncoderRelativeError, ...] = ()
         self._reference: tuple[nn.Module, ...] = ()
 
     def _check_language(self, language: str | None, task: str | None) -> None:
@@ -116,6 +120,20 @@ class WhisperModule(L.LightningModule):
             raise ConfigError(
                 f"model.language, model.task: {self.hparams['model_id']} is an English-only "
                 "checkpoint and takes neither"
+            )
+        known = getattr(self.model.generation_config, "lang_to_id", None) or {}
+        code = TO_LANGUAGE_CODE.get((language or "").lower(), (language or "").lower())
+        if language is not None and known and f"<|{code.strip('<|>')}|>" not in known:
+            codes = ", ".join(sorted(token.strip("<|>") for token in known))
+            raise ConfigError(f"model.language: {language!r} is none of {codes}")
+
+    def _check_length(self, max_new_tokens: int | None) -> None:
+        # The prompt takes up to four of the positions.
+        most = self.model.config.max_target_positions - 4
+        if max_new_tokens is not None and max_new_tokens > most:
+            raise ConfigError(
+                f"decoding.max_new_tokens: {max_new_tokens} is more than the {most} that "
+                f"{self.hparams['model_id']} has room for"
             )
 
     @property
@@ -146,7 +164,8 @@ class WhisperModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Freeze what the stage does not train."""
-        if stage != "fit":
+        # Without training nothing need be frozen, and DDP refuses a model without gradients.
+        if stage != "fit" or self.trainer.max_steps == 0:
             return
         self.model.requires_grad_(False)
         for parameter in self.trainable_parameters():
@@ -175,7 +194,7 @@ class WhisperModule(L.LightningModule):
         # The encoder's positional embedding is a fixed sinusoid.
         fixed = {id(parameter) for parameter in self.encoder.embed_positions.parameters()}
         parameters = [parameter for parameter in parameters if id(parameter) not in fixed]
-        if not parameters and self.trainer.max_steps:
+        if not parameters:
             raise ConfigError("finetune.trainable: factors, but the encoder has no low-rank layers")
         return parameters
 
@@ -206,7 +225,7 @@ class WhisperModule(L.LightningModule):
         """AdamW with linear warm-up and the schedule of the hyper-parameters."""
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
-            parameters or [nn.Parameter(torch.zeros(0))],
+            parameters,
             lr=self.hparams["learning_rate"],
             weight_decay=self.hparams["weight_decay"],
         )
@@ -232,7 +251,7 @@ class WhisperModule(L.LightningModule):
         """
         self._reference = () if dense_encoder is None else (dense_encoder.eval(),)
         width = self.model.config.d_model
-        self._error = None if dense_encoder is None else EncoderRelativeError(width)
+        self._error = () if dense_encoder is None else (EncoderRelativeError(width),)
 
     def decode(self, batch: Mapping[str, Any], encoded_BTD: Tensor | None = None) -> list[str]:
         """Recognise the utterances of an evaluation batch.
@@ -294,16 +313,17 @@ class WhisperModule(L.LightningModule):
         hypotheses = self.decode(batch, encoded_BTD)
         normalized = [self.normalizer(text) for text in hypotheses]
         references = [self.normalizer(text) for text in batch["references"]]
-        self._metric(name).update(normalized, references, batch["seconds"])
+        self._wer[name].update(normalized, references, batch["seconds"])
         self.predictions += [
             {"set": name, "id": id_, "reference": reference, "hypothesis": hypothesis}
             for id_, reference, hypothesis in zip(batch["ids"], references, normalized, strict=True)
         ]
 
     def _compare(self, features_BMF: Tensor, encoded_BTD: Tensor, frames: Tensor) -> None:
-        if self._error is None:
+        if not self._error:
             return
-        dense_encoder = self._reference[0].to(self.device)
+        error = self._error[0].to(self._metrics_device)
+        dense_encoder = self._reference[0].to(self.device, self.model.dtype)
         for features, encoded, used in zip(
             torch.split(features_BMF.to(self.model.dtype), self.WINDOWS_AT_ONCE),
             torch.split(encoded_BTD, self.WINDOWS_AT_ONCE),
@@ -311,12 +331,7 @@ class WhisperModule(L.LightningModule):
             strict=True,
         ):
             dense = dense_encoder(features).last_hidden_state
-            self._error.to(self._metrics_device).update(dense, encoded, used)
-
-    def _metric(self, name: str) -> CorpusWER:
-        metric = self._wer[_key(name)]
-        assert isinstance(metric, CorpusWER)
-        return metric
+            error.update(dense, encoded, used)
 
     @property
     def _metrics_device(self) -> torch.device:
@@ -332,17 +347,17 @@ class WhisperModule(L.LightningModule):
     def _start(self, stage: str) -> None:
         self.predictions = []
         names = self._set_names(stage)
-        metrics = nn.ModuleDict({_key(name): CorpusWER() for name in names})
-        self._wer = metrics.to(self._metrics_device)
+        self._wer = {name: CorpusWER().to(self._metrics_device) for name in names}
 
     def _finish(self, stage: str) -> None:
         # Sums over processes are taken here, where every process is.
-        self.results = {name: self._metric(name).summary() for name in self._set_names(stage)}
+        self.results = {name: metric.summary() for name, metric in self._wer.items()}
         wers = {name: float(summary["wer"]) for name, summary in self.results.items()}
         for name, wer in wers.items():
             self.log(f"{stage}/wer/{name}", wer)
         self.log(f"{stage}/wer", macro_average(wers), prog_bar=True)
-        self.encoder_relative_error = None if self._error is None else float(self._error.compute())
+        error = float(self._error[0].compute()) if self._error else math.nan
+        self.encoder_relative_error = error if math.isfinite(error) else None
 
     def on_validation_epoch_start(self) -> None:
         """Reset the counts."""
@@ -361,8 +376,8 @@ class WhisperModule(L.LightningModule):
     def on_test_epoch_start(self) -> None:
         """Reset the counts."""
         self._start("test")
-        if self._error is not None:
-            self._error.reset()
+        for error in self._error:
+            error.reset()
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Decode and count edits; see :meth:`decode` for the batch."""
@@ -374,7 +389,8 @@ class WhisperModule(L.LightningModule):
         if self.encoder_relative_error is not None:
             self.log("test/encoder_relative_error", self.encoder_relative_error)
 
-
-def _key(name: str) -> str:
-    # nn.ModuleDict refuses dots and its own method names as keys.
-    return "set_" + name.replace(".", "_")
+    def predict_step(
+        self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0
+    ) -> list[str]:
+        """Recognised texts; see :meth:`decode` for the batch."""
+        return self.decode(batch)

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,19 @@ __all__ = ["RunFolder", "is_first_process"]
 
 Stage = dict[str, Any]
 
+# Keys that say where and on what a run runs, not what it computes.
+_FREE_ON_RESUME = (
+    *("run.name", "run.dir", "run.resume", "run.overwrite", "data.num_workers"),
+    *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
+    *("trainer.num_threads", "trainer.log_every_n_steps"),
+)
+
 
 def is_first_process() -> bool:
     """Whether this process writes the files of a run: process 0 of the first node."""
-    return getattr(rank_zero_only, "rank", None) in (None, 0)
+    rank = getattr(rank_zero_only, "rank", None)
+    node = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
+    return rank in (None, 0) and node == "0"
 
 
 class RunFolder:
@@ -40,25 +49,30 @@ class RunFolder:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.path = Path(recipe.run.dir)
-        self.created = False
+        self.path = Path(recipe.run.dir).expanduser()
+        self.model = self.path / "model"
+        self.plan = self.path / "plan.json"
+        self.statistics = self.path / "statistics"
+        self.checkpoints = self.path / "checkpoints"
+        self.metrics = self.path / "metrics.json"
+        self._recipe_file = self.path / "recipe.yaml"
+        self._stages_file = self.path / "stages.json"
+        self._is_new = False
         self._done: dict[str, Stage] | None = None
-
-    model = property(lambda self: self.path / "model")
-    plan = property(lambda self: self.path / "plan.json")
-    statistics = property(lambda self: self.path / "statistics")
-    checkpoints = property(lambda self: self.path / "checkpoints")
-    metrics = property(lambda self: self.path / "metrics.json")
-    _recipe_file = property(lambda self: self.path / "recipe.yaml")
-    _stages_file = property(lambda self: self.path / "stages.json")
 
     @cached_property
     def logger(self) -> CSVLogger:
-        """Logger of ``metrics.csv``, shared by all stages."""
+        """Logger of ``metrics.csv``, shared by all stages; an earlier attempt's file is kept."""
+        table = self.path / "metrics.csv"
+        if table.exists() and is_first_process():
+            earlier = len(list(self.path.glob("metrics.*.csv"))) + 1
+            table.rename(self.path / f"metrics.{earlier}.csv")
         return CSVLogger(self.path, name=None, version="")
 
     def log(self, stage: str, result: Stage) -> None:
         """Add the WER of a stage to ``metrics.csv``."""
+        if result["wer"] is None:
+            return
         rows = {f"{stage}/wer/{name}": wer for name, wer in result["datasets"].items()}
         self.logger.log_metrics({f"{stage}/wer": result["wer"], **rows})
         self.logger.save()
@@ -114,16 +128,18 @@ class RunFolder:
         self.check()
         if self.recipe.run.overwrite and self.path.is_dir():
             shutil.rmtree(self.path)
-        self.created = not self.path.exists()
+        self._is_new = not self._recipe_file.exists()
+        # Stored as a recipe that may be run again without deleting what it made.
+        stored = replace(self.recipe, run=replace(self.recipe.run, overwrite=False, resume=False))
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            write_text(self._recipe_file, to_yaml(self.recipe))
+            write_text(self._recipe_file, to_yaml(stored))
         except OSError as error:
             raise ConfigError(f"run.dir: {self.path} cannot be written: {error}") from error
 
     def discard(self) -> None:
-        """Remove the folder if this run made it: for a run that should not have begun."""
-        if self.created and is_first_process():
+        """Remove what a run that should not have begun has written; finished stages stay."""
+        if self._is_new and not self._stages_file.exists() and is_first_process():
             shutil.rmtree(self.path, ignore_errors=True)
 
     def stage(self, name: str, compute: Callable[[], Stage]) -> Stage:
@@ -160,4 +176,4 @@ def _flat(recipe: Recipe) -> dict[str, Any]:
             flat[prefix] = value
 
     walk("", asdict(recipe))
-    return {key: value for key, value in flat.items() if not key.startswith(("run.", "trainer."))}
+    return {key: value for key, value in flat.items() if not key.startswith(_FREE_ON_RESUME)}

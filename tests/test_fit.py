@@ -208,6 +208,73 @@ def test_bad_input_is_exit_code_2_and_leaves_nothing(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "compression.method=no.such.Method",
+        "compression.callback=torch.nn.Linear",
+        "compression.options.shape=round",
+        "trainer.accelerator=abacus",
+        "trainer.strategy=fsdp",
+        "model.language=en",
+        "data.test.an4.path=./no/such/folder",
+    ],
+)
+def test_bad_input_leaves_the_run_that_was_to_be_replaced(
+    finished, arguments, capsys, override, tmp_path
+):
+    import shutil
+
+    shutil.copytree(finished, tmp_path / "run")
+    before = sorted(path.name for path in (tmp_path / "run").rglob("*"))
+    assert fit([*arguments, "run.overwrite=true", override]) == 2
+    assert sorted(path.name for path in (tmp_path / "run").rglob("*")) == before
+
+
+def test_dry_run_tries_callback_and_method(arguments, capsys):
+    for override in ("compression.callback=torch.nn.Linear", "compression.method=no.such.Method"):
+        assert fit([*arguments, "--dry-run", override]) == 2
+
+
+def test_a_late_error_of_input_keeps_finished_stages(arguments, tmp_path, monkeypatch):
+    import liteasr.fit
+    from liteasr.config import ConfigError
+
+    def too_late(*_args, **_kwargs):
+        raise ConfigError("found out late")
+
+    monkeypatch.setattr(liteasr.fit, "_evaluate_against_dense", too_late)
+    assert fit(arguments) == 2
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+    assert "compress" in json.loads((tmp_path / "run" / "stages.json").read_text())
+
+
+def test_a_run_without_test_sets_compresses_and_says_sizes(arguments, tmp_path):
+    rest = without(arguments, "data.test")
+    assert fit([*rest, "data.test=null", "trainer.precision=bf16-mixed"]) == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["compressed"]["wer"] is None
+    assert metrics["compressed"]["encoder_params"] < DENSE_PARAMS
+    assert (tmp_path / "run" / "model" / "README.md").is_file()
+
+
+def test_the_stored_recipe_does_not_delete_when_run_again(arguments, tmp_path):
+    rest = without(arguments, "data.test")
+    options = ["data.test=null", "run.overwrite=true", "evaluation.dense=false"]
+    assert fit([*rest, *options]) == 0
+    assert fit(["--config", str(tmp_path / "run" / "recipe.yaml")]) == 2
+    assert (tmp_path / "run" / "model").is_dir()
+
+
+def test_low_precision_evaluates_too(arguments, tmp_path):
+    rest = without(arguments, "data.test")
+    options = ["data.test.librispeech=null", "data.test.common_voice=null", "data.test.an4.limit=1"]
+    options += ["data.test.ljspeech=null", "trainer.precision=bf16-true", "evaluation.dense=false"]
+    assert fit([*rest, *options]) == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert 0 < metrics["encoder_relative_error"] < 1
+
+
 def _truncate_weights(folder):
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1_000_000])

@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 import torch
+from speech_files import make_processor
 from transformers import BertConfig, WhisperForConditionalGeneration
 
 from liteasr import load
@@ -86,6 +87,15 @@ def test_weights_of_another_size_are_named(copy):
     (copy / "config.json").write_text(json.dumps({**config, "encoder_layers": 5}))
     with pytest.raises(ConfigError, match=r"missing keys: model\.encoder\.layers\.4"):
         load(str(copy))
+
+
+def test_a_processor_of_another_size_is_refused(real_model, tmp_path):
+    make_processor(feature_size=128).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"makes 128 mel bins, the model takes 80"):
+        load(str(real_model), processor_id=str(tmp_path))
+    make_processor(("en",) * 1 + tuple(f"x{i}" for i in range(4000))).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"tokens, the model 3510"):
+        load(str(real_model), processor_id=str(tmp_path))
 
 
 def test_a_hub_id_without_network_is_an_error_of_input():

@@ -138,6 +138,17 @@ def test_an_english_only_checkpoint_takes_no_language(real_model):
         WhisperModule(str(real_model), language="en")
 
 
+def test_an_unknown_language_is_named(multilingual):
+    with pytest.raises(ConfigError, match=r"model\.language: 'klingon' is none of de, en"):
+        WhisperModule(str(multilingual), language="klingon")
+    assert WhisperModule(str(multilingual), language="German").is_multilingual
+
+
+def test_more_tokens_than_the_decoder_has_room_for_are_refused(multilingual):
+    with pytest.raises(ConfigError, match=r"decoding\.max_new_tokens: 32 is more than the 28"):
+        WhisperModule(str(multilingual), language="en", max_new_tokens=32)
+
+
 def swap_one(module):
     layer = LowRankLinear(64, 256, 8)
     module.model.model.encoder.layers[0].fc1 = layer
@@ -148,6 +159,7 @@ def swap_one(module):
 def test_what_trains(multilingual, trainable):
     module = WhisperModule(str(multilingual), language="en", trainable=trainable)
     factors = set(swap_one(module).parameters())
+    module.trainer = L.Trainer(max_steps=1, accelerator="cpu", logger=False)
     module.setup("fit")
     training = {p for p in module.model.parameters() if p.requires_grad}
     everything = set(module.model.parameters())
@@ -174,8 +186,8 @@ def test_learning_rate_warms_up_and_falls(multilingual):
     module = WhisperModule(
         str(multilingual), language="en", trainable="all", learning_rate=1.0, warmup_steps=2
     )
-    module.setup("fit")
     module.trainer = L.Trainer(max_steps=10, accelerator="cpu", logger=False)
+    module.setup("fit")
     chosen = module.configure_optimizers()
     scheduler, rates = chosen["lr_scheduler"]["scheduler"], []
     for _ in range(10):

@@ -38,8 +38,9 @@ class CompressionCallback(L.Callback):
 
     Everything happens in ``setup``: the process group is up, and the strategy has not wrapped the
     model nor has an optimizer been made, so both see the small model. Each process runs its shard
-    of the calibration loader on its own device, sums are all-reduced, and every process installs
-    the factors of process 0. ``validate``, ``test`` and ``predict`` leave the model as it is.
+    of the calibration loader on its own device, sums are all-reduced, process 0 decides and
+    factorizes, and every process installs its factors. ``validate``, ``test`` and ``predict``
+    leave the model as it is.
 
     To resume, set ``trainer.ckpt_path`` before ``fit``: the structure is rebuilt from the plan in
     the checkpoint and nothing is calibrated. (The argument ``fit(ckpt_path=…)`` works too, but
@@ -146,10 +147,12 @@ class CompressionCallback(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Compress before the strategy wraps the model; see the class."""
-        if stage != "fit" or self.plan is not None:
+        if stage != "fit":
             return
         if not isinstance(pl_module, WhisperModule):
             raise TypeError(f"CompressionCallback needs a WhisperModule, got {type(pl_module)}")
+        if self.plan is not None and pl_module.compression_plan is self.plan:
+            return
         if trainer.ckpt_path is not None:
             self.plan = _plan_of_checkpoint(trainer.ckpt_path)
             pl_module.apply_plan(self.plan)
@@ -171,24 +174,21 @@ class CompressionCallback(L.Callback):
     def _calibrate(self, trainer: L.Trainer, pl_module: WhisperModule) -> int:
         """Collect and reduce the statistics; returns the clips seen by all processes."""
         store = StatisticsStore(
-            self.statistics_dir,
-            key={
-                "method": self.method.name,
-                "statistics": self.method.statistics_options(),
-                "calibration": _fingerprint(trainer),
-                "model": str(pl_module.hparams.get("model_id")),
-                "world_size": trainer.world_size,
-            },
-            rank=trainer.global_rank,
+            self.statistics_dir, self._statistics_key(trainer, pl_module), trainer.global_rank
         )
-        finished = trainer.strategy.broadcast(store.load_total())
-        if finished is not None:
-            self.method.load_state_dict(finished["state"])
-            rank_zero_info(f"statistics of {finished['clips']} clips found in {store.folder}")
-            return int(finished["clips"])
+        # Only process 0 needs the totals: it alone decides and factorizes.
+        total = store.load_total() if trainer.is_global_zero else None
+        found = trainer.strategy.broadcast(None if total is None else int(total["clips"]))
+        if found is not None:
+            if total is not None:
+                self.method.load_state_dict(total["state"])
+            rank_zero_info(f"statistics of {found} clips found in {store.folder}")
+            return int(found)
         clips = self._observe_all(trainer, pl_module, store)
 
         def reduce_sum(tensor: Tensor) -> Tensor:
+            if trainer.world_size == 1:
+                return tensor
             on_device = tensor.to(trainer.strategy.root_device)
             reduced = trainer.strategy.reduce(on_device, reduce_op="sum")
             assert isinstance(reduced, Tensor)
@@ -204,6 +204,20 @@ class CompressionCallback(L.Callback):
         store.drop_partial()
         return clips
 
+    def _statistics_key(self, trainer: L.Trainer, pl_module: WhisperModule) -> dict[str, Any]:
+        """All that saved statistics depend on, plain values."""
+        data = getattr(trainer.datamodule, "data", None)  # type: ignore[attr-defined]
+        return {
+            "method": self.method.name,
+            "statistics": self.method.statistics_options(),
+            "layers": sorted(self.method.linears),
+            "calibration": _fingerprint(trainer),
+            "batch_size": getattr(data, "calibration_batch_size", None),
+            "model": [str(pl_module.hparams.get(key)) for key in ("model_id", "revision", "dtype")],
+            "precision": str(trainer.precision),
+            "world_size": trainer.world_size,
+        }
+
     def _observe_all(
         self, trainer: L.Trainer, pl_module: WhisperModule, store: StatisticsStore
     ) -> int:
@@ -214,7 +228,8 @@ class CompressionCallback(L.Callback):
             self.method.load_state_dict(partial["state"])
             batches, clips = int(partial["batches"]), int(partial["clips"])
             log.info("calibration goes on after %d clips", clips)
-        loader = self.calibration_loader(trainer, pl_module, skip_batches=batches)
+        skipped = saved = batches
+        loader = self.calibration_loader(trainer, pl_module, skip_batches=skipped)
         total = clips + _num_clips(loader)
         with progress("calibrating", total, "clips", enabled=trainer.is_global_zero) as bar:
             bar.advance(bar.task_ids[0], clips)
@@ -222,27 +237,35 @@ class CompressionCallback(L.Callback):
                 calibration_batch = _to_device(batch, trainer, pl_module)
                 with trainer.precision_plugin.forward_context():
                     self.method.observe(calibration_batch)
-                batches, clips = batches + 1, clips + len(calibration_batch.frames)
+                # A loader that drops unreadable clips may have read more batches than it gave.
+                batches = skipped + getattr(loader, "batches_read", batches - skipped + 1)
+                clips += len(calibration_batch.frames)
                 bar.advance(bar.task_ids[0], len(calibration_batch.frames))
-                if self.save_every and batches % self.save_every == 0:
+                if self.save_every and batches - saved >= self.save_every:
                     store.save_partial(self.method.state_dict(), batches, clips)
+                    saved = batches
         return clips
 
     def _compress(
         self, trainer: L.Trainer, pl_module: WhisperModule, clips: int
     ) -> CompressionPlan:
-        """Allocate, factorize and swap, with the decisions of process 0 on every process."""
-        plan: CompressionPlan = trainer.strategy.broadcast(self.allocate())
+        """Allocate, factorize and swap; process 0 decides and computes for all."""
+        first = trainer.is_global_zero
+        plan = trainer.strategy.broadcast(self.allocate() if first else None)
+        assert plan is not None
         plan.calibration = {"clips": clips, "fingerprint": _fingerprint(trainer)}
         ranks = plan.ranks
         with progress("factorizing", len(ranks), "layers", enabled=trainer.is_global_zero) as bar:
             for name, rank in ranks.items():
-                factors = trainer.strategy.broadcast(self.factorize(name, rank))
+                mine = _on_cpu(self.factorize(name, rank)) if first else None
+                factors = trainer.strategy.broadcast(mine)
+                assert factors is not None
                 layer = CompressionPlan({name: plan.layers[name]})
                 pl_module.apply_plan(layer, {name: factors})
                 self.on_layer_compressed(trainer, pl_module, name, plan.layers[name])
                 bar.advance(bar.task_ids[0])
         pl_module.compression_plan = plan
+        self.method.release()
         return plan
 
 
@@ -262,6 +285,11 @@ class _calibrating:
         self.model.to(self.home)
         for module in self.training:
             module.training = True
+
+
+def _on_cpu(factors: LowRankFactors) -> LowRankFactors:
+    # A pickled CUDA tensor would be put on process 0's device by every process that receives it.
+    return LowRankFactors(factors.weight1.cpu(), factors.weight2.cpu(), factors.bias.cpu())
 
 
 def _to_device(

@@ -14,6 +14,7 @@ from liteasr.compression.methods import (
     CompressionMethod,
     PCAMethod,
     build_method,
+    find_method,
 )
 from liteasr.compression.plan import CompressionPlan, LayerPlan
 from liteasr.compression.statistics import MomentStatistics
@@ -43,6 +44,7 @@ __all__ = [
     "collect_ranks",
     "encoder_parameters",
     "find_linears",
+    "find_method",
     "kept_energy",
     "low_rank_factors",
     "pca_of_image",

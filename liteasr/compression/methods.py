@@ -28,7 +28,14 @@ from liteasr.compression.hooks import HookOwner
 from liteasr.compression.plan import CompressionPlan, LayerPlan
 from liteasr.compression.statistics import MomentStatistics
 
-__all__ = ["METHODS", "CalibrationBatch", "CompressionMethod", "PCAMethod", "build_method"]
+__all__ = [
+    "METHODS",
+    "CalibrationBatch",
+    "CompressionMethod",
+    "PCAMethod",
+    "build_method",
+    "find_method",
+]
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ class CompressionMethod(ABC):
 
     def prepare(self, encoder: nn.Module, linears: Mapping[str, nn.Linear]) -> None:
         """Take note of the encoder and of the layers that may be compressed."""
-        self.encoder = encoder
+        self.encoder: nn.Module | None = encoder
         self.linears = dict(linears)
 
     @abstractmethod
@@ -99,6 +106,10 @@ class CompressionMethod(ABC):
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over statistics that :meth:`state_dict` gave, after :meth:`prepare`."""
+
+    def release(self) -> None:
+        """Let go of the encoder, its layers and whatever was computed from them."""
+        self.encoder, self.linears = None, {}
 
     def options(self) -> dict[str, Any]:
         """Options worth recording in the plan, plain values."""
@@ -166,6 +177,7 @@ class PCAMethod(CompressionMethod):
                 hooked.add(site)
                 on_side = hooks.on_output if site.endswith(":output") else hooks.on_input
                 on_side(linear, self._adder(self.statistics[site], batch))
+            assert self.encoder is not None, "prepare comes first"
             self.encoder(batch.input_features)
 
     def _adder(
@@ -187,6 +199,11 @@ class PCAMethod(CompressionMethod):
         if name not in self._pca:
             self._pca[name] = self._decompose(name)
         return self._pca[name]
+
+    def release(self) -> None:
+        """Drop sums and components too."""
+        super().release()
+        self.statistics, self._pca = {}, {}
 
     def _decompose(self, name: str) -> OutputPCA:
         linear, site = self.linears[name], self.site(name)
@@ -281,12 +298,21 @@ def build_method(name: str, **options: Any) -> CompressionMethod:
         >>> build_method("pca", padding_weight=0.05).options()["padding_weight"]
         0.05
     """
-    cls = METHODS.get(name) or _import_method(name)
+    cls = find_method(name)
     try:
         inspect.signature(cls).bind(**options)
     except TypeError as error:
         raise ValueError(f"method {name!r}: {error}") from error
     return cls(**options)
+
+
+def find_method(name: str) -> type[CompressionMethod]:
+    """The class of a method, from its name in the registry or its dotted path.
+
+    Raises:
+        ValueError: If there is no such method.
+    """
+    return METHODS.get(name) or _import_method(name)
 
 
 def _import_method(path: str) -> type[CompressionMethod]:

@@ -24,6 +24,9 @@ PRECISIONS = (
 )
 """Values of ``trainer.precision``, Lightning's."""
 
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false")
+"""Values of ``trainer.strategy``: every process holds the whole model and runs the whole script."""
+
 
 class _Range(NamedTuple):
     """Numbers that some keys may have; a key without a value is left alone."""
@@ -282,6 +285,13 @@ def _trainer(recipe: Recipe) -> Iterator[str]:
     if precision not in PRECISIONS:
         hint = did_you_mean(precision, PRECISIONS)
         yield f"trainer.precision: {precision!r} is none of {', '.join(PRECISIONS)}{hint}"
+    strategy = recipe.trainer.strategy
+    if strategy not in STRATEGIES:
+        hint = did_you_mean(strategy, STRATEGIES)
+        yield (
+            f"trainer.strategy: {strategy!r} is none of {', '.join(STRATEGIES)}, "
+            f"those this version can write a model from{hint}"
+        )
     devices = recipe.trainer.devices
     if not isinstance(devices, str) and not _are_devices(devices):
         yield f"trainer.devices: {devices!r} is no count, no list of indices and not auto"

@@ -147,6 +147,7 @@ class SpeechLoader:
         self.extents = dict(extents)
         self._length = length
         self._may_be_empty = may_be_empty
+        self.batches_read = 0
 
     @property
     def dataset(self) -> Any:
@@ -170,8 +171,10 @@ class SpeechLoader:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         rows, batches = 0, 0
+        self.batches_read = 0
         for collated in self.loader:
             assert isinstance(collated, Collated)
+            self.batches_read += 1
             rows += collated.rows
             self.tally.add(collated.rejected)
             # Before the batch is given away: a trainer that knows the length does not come back.

@@ -9,6 +9,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from speech_files import make_processor
 from torch.utils.data import DataLoader
 from transformers import WhisperForConditionalGeneration
 
@@ -22,7 +23,8 @@ from liteasr.compression import (
     find_linears,
 )
 
-PATHS = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+TESTS = Path(__file__).parents[1]
+PATHS = os.pathsep.join(map(str, (TESTS / "callbacks", TESTS / "helpers", TESTS.parent)))
 RULE = ThresholdRule(attention=0.9999, mlp=0.995, multiple=8)
 
 
@@ -63,13 +65,12 @@ class Clips(L.LightningDataModule):
 
 
 @pytest.fixture
-def folder(tiny_model, real_model, tmp_path):
-    """The tiny model with a real tokenizer beside it."""
-    from transformers import WhisperProcessor
-
-    tiny_model.resize_token_embeddings(3510)
+def folder(tiny_model, tmp_path):
+    """The tiny model with a byte-level tokenizer beside it."""
+    processor = make_processor(chunk_length=1)
+    tiny_model.resize_token_embeddings(len(processor.tokenizer))
     tiny_model.save_pretrained(tmp_path / "tiny")
-    WhisperProcessor.from_pretrained(real_model).save_pretrained(tmp_path / "tiny")
+    processor.save_pretrained(tmp_path / "tiny")
     return tmp_path / "tiny"
 
 
@@ -126,14 +127,50 @@ def test_the_optimizer_holds_the_factors_and_they_move(folder, tmp_path):
     assert all(not torch.equal(value, after[name]) for name, value in first.items())
 
 
+class Utterances(Clips):
+    """One utterance to evaluate."""
+
+    test_names = val_names = ("one",)
+
+    def _evaluation(self):
+        one = {
+            "input_features": self.features[:1],
+            "frames": torch.tensor([50]),
+            "segments": [1],
+            "references": ["a b"],
+            "ids": ["x"],
+            "seconds": [1.0],
+        }
+        return DataLoader([0], collate_fn=lambda _: one)
+
+    test_dataloader = val_dataloader = predict_dataloader = _evaluation
+
+
 @pytest.mark.parametrize("stage", ["validate", "test", "predict"])
-def test_other_stages_leave_the_model_alone(folder, tmp_path, stage):
-    module = WhisperModule(str(folder))
-    compression = callback()
-    fake = L.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
-    compression.setup(fake, module, stage)
+def test_other_stages_run_and_leave_the_model_alone(folder, tmp_path, stage):
+    module, compression = WhisperModule(str(folder), max_new_tokens=3), callback()
+    output = getattr(trainer(tmp_path, [compression]), stage)(module, datamodule=Utterances())
     assert compression.plan is None
     assert collect_ranks(module.model) == {}
+    if stage == "predict":
+        assert isinstance(output[0][0], str)
+    else:
+        assert module.results["one"]["words"] == 2
+
+
+def test_one_callback_compresses_one_model_after_another(folder, tmp_path):
+    compression = callback()
+    modules = [WhisperModule(str(folder)) for _ in range(2)]
+    for module in modules:
+        trainer(tmp_path, [compression]).fit(module, datamodule=Clips())
+    assert collect_ranks(modules[0].model) == collect_ranks(modules[1].model) != {}
+
+
+def test_nothing_of_the_calibration_is_kept(folder, tmp_path):
+    compression = callback()
+    trainer(tmp_path, [compression]).fit(WhisperModule(str(folder)), datamodule=Clips())
+    assert compression.method.statistics == {}
+    assert compression.method.linears == {}
 
 
 def test_a_second_fit_does_not_compress_again(folder, tmp_path):
