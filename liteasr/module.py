@@ -22,6 +22,7 @@ from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from liteasr.compression import CompressionPlan, LowRankFactors, apply_plan
 from liteasr.config import ConfigError
+from liteasr.distributed import raise_together
 from liteasr.loading import load
 from liteasr.metrics import CorpusWER, EncoderRelativeError, macro_average
 from liteasr.modeling import LowRankLinear
@@ -350,6 +351,8 @@ class WhisperModule(L.LightningModule):
         self._wer = {name: CorpusWER().to(self._metrics_device) for name in names}
 
     def _finish(self, stage: str) -> None:
+        problems = getattr(self.trainer.datamodule, "problems", None)  # type: ignore[attr-defined]
+        raise_together(problems(stage) if problems else [])
         # Sums over processes are taken here, where every process is.
         self.results = {name: metric.summary() for name, metric in self._wer.items()}
         wers = {name: float(summary["wer"]) for name, summary in self.results.items()}

@@ -447,6 +447,38 @@ def test_as_a_module_with_a_typo(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_two_processes_refuse_bad_input_together(real_model, real_speech, tmp_path):
+    """Only one process's share is bad; both stop, with the exit code of one process."""
+    folder = tmp_path / "speech"
+    folder.mkdir()
+    source = real_speech / "an4" / "dev"
+    rows = [json.loads(line) for line in (source / "metadata.jsonl").read_text().splitlines()[:8]]
+    for index, row in enumerate(rows):
+        content = (source / row["file_name"]).read_bytes()
+        (folder / row["file_name"]).write_bytes(content[: len(content) // (2 - index % 2)])
+    (folder / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    command = [
+        *(sys.executable, "-m", "liteasr.fit"),
+        *("--config", str(ROOT / "recipes" / "whisper_tiny_libri.yaml"), f"model.id={real_model}"),
+        *(f"data.root={real_speech}", "run.dir=run", "data.num_workers=0", "data.test=null"),
+        "evaluation.dense=false",
+        *("data.calibration=null", "data.calibration.broken.kind=folder"),
+        *(f"data.calibration.broken.path={folder}", "data.calibration_batch_size=1"),
+        *("trainer.devices=2", "trainer.strategy=ddp"),
+    ]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "data.max_bad_fraction" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_two_processes_measure_what_one_does(finished, real_model, real_speech, tmp_path):
     """The run of ``finished`` once more, with DDP: same plan, same words counted, same WER."""
     run = tmp_path / "two"

@@ -26,6 +26,7 @@ from liteasr.compression import (
     find_linears,
 )
 from liteasr.console import console, progress, table
+from liteasr.distributed import raise_together
 from liteasr.module import WhisperModule
 
 __all__ = ["CompressionCallback"]
@@ -185,6 +186,8 @@ class CompressionCallback(L.Callback):
             rank_zero_info(f"statistics of {found} clips found in {store.folder}")
             return int(found)
         clips = self._observe_all(trainer, pl_module, store)
+        problems = getattr(trainer.datamodule, "problems", None)  # type: ignore[attr-defined]
+        raise_together(problems("calibration") if problems else [])
 
         def reduce_sum(tensor: Tensor) -> Tensor:
             if trainer.world_size == 1:

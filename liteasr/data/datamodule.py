@@ -108,6 +108,18 @@ class SpeechDataModule(L.LightningDataModule):
             return Sharding(self.trainer.global_rank, self.trainer.world_size)
         return Sharding()
 
+    def problems(self, role: str) -> list[str]:
+        """Errors of this process's share of a role, which all processes must raise together.
+
+        With a single process there are none: it has raised them.
+        """
+        return [m for messages in self.tallies[role].problems.values() for m in messages]
+
+    def _tally(self, role: str) -> Tally:
+        tally = self.tallies[role]
+        tally.deferred = self.sharding.world_size > 1
+        return tally
+
     def set_sharding(self, rank: int, world_size: int) -> None:
         """Fix the share that this process gets, whatever the trainer says.
 
@@ -176,7 +188,7 @@ class SpeechDataModule(L.LightningDataModule):
         loader = make_loader(clips, self.data.num_workers, collate_fn=collate, batch_size=size)
         extents = {name: self._examined(draw, name) for name in draw.examined}
         may_be_empty = skip_batches > 0 or self.sharding.world_size > 1
-        tally = self.tallies["calibration"]
+        tally = self._tally("calibration")
         return SpeechLoader(loader, tally, extents, len(loader), may_be_empty=may_be_empty)
 
     def calibration_fingerprint(self) -> str:
@@ -264,7 +276,7 @@ class SpeechDataModule(L.LightningDataModule):
 
     def _evaluation_loader(self, one: SpeechSet) -> SpeechLoader:
         options = {"batch_size": self.data.eval_batch_size, "num_workers": self.data.num_workers}
-        tally = self.tallies[one.role]
+        tally = self._tally(one.role)
         if one.is_stream:
             collate = EvaluationCollate(one.name, self.log_mel, self.long_form, planned=False)
             return stream_loader(one, self.normalizer, collate, self.sharding, tally, **options)

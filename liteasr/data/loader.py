@@ -54,6 +54,8 @@ class Tally:
 
     Attributes:
         bad: Reason by file, by set.
+        deferred: Keep errors in ``problems`` and go on, for processes that must stop together.
+        problems: Errors that were kept, by what they are about.
         left_out: Number of rows left out by set and kind.
 
     Example:
@@ -71,6 +73,8 @@ class Tally:
         self.role = role
         self.max_bad_fraction = max_bad_fraction
         self.bad: dict[str, dict[str, str]] = {}
+        self.deferred = False
+        self.problems: dict[str, list[str]] = {}
         self.left_out: Counter[tuple[str, str]] = Counter()
         self._seen: set[tuple[str, str]] = set()
 
@@ -105,14 +109,29 @@ class Tally:
         if len(bad) <= (max(allowed, 1) if extent.is_sample else allowed):
             return
         more = len(bad) - _SHOWN
-        raise ConfigError(
+        self.fail(
+            set_name,
             [
                 f"data.{self.role}.{set_name}: {len(bad)} of {extent.rows} cannot be read, above "
                 f"data.max_bad_fraction={self.max_bad_fraction:g}:",
                 *(f"  {name}: {reason}" for name, reason in list(bad.items())[:_SHOWN]),
                 *([f"  and {more} more"] if more > 0 else []),
-            ]
+            ],
         )
+
+    def fail(self, about: str, messages: list[str]) -> None:
+        """Raise, or keep for later where processes must stop together.
+
+        Args:
+            about: What the messages are about; kept once.
+            messages: What is wrong.
+
+        Raises:
+            ConfigError: Unless ``deferred``.
+        """
+        if not self.deferred:
+            raise ConfigError(messages)
+        self.problems[about] = messages
 
 
 class SpeechLoader:
@@ -183,7 +202,8 @@ class SpeechLoader:
             yield from collated.batches
         self._check(Extent(rows, is_sample=self._may_be_empty))
         if not batches and not self._may_be_empty:
-            raise ConfigError(f"data.{self.tally.role}: none of {rows} utterances can be used")
+            message = f"data.{self.tally.role}: none of {rows} utterances can be used"
+            self.tally.fail("", [message])
 
     def _check(self, streamed: Extent | None) -> None:
         for name, extent in self.extents.items():
