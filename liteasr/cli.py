@@ -38,7 +38,8 @@ def run_main(body: Callable[[], None]) -> int:
     except ConfigError as error:
         print(f"liteasr: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
+        # Lightning turns an interrupt within a trainer into SystemExit.
         print("liteasr: interrupted (fit goes on with run.resume=true)", file=sys.stderr)
         return 1
     except OSError as error:

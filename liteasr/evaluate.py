@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from liteasr.builders import build_datamodule, build_module, build_trainer
-from liteasr.cli import run_main
+from liteasr.cli import COMMANDS, run_main
 from liteasr.compression import encoder_parameters
 from liteasr.config import (
     CompressionConfig,
@@ -103,7 +103,7 @@ def _recipe(arguments: argparse.Namespace) -> Recipe:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m liteasr.evaluate", description=__doc__)
+    parser = argparse.ArgumentParser(prog="liteasr evaluate", description=COMMANDS["evaluate"])
     add = parser.add_argument
     add("--model", required=True, metavar="DIR_OR_HUB_ID", help="Whisper or lite-whisper")
     add("--processor", metavar="DIR_OR_HUB_ID", help="where the tokenizer is, if not there")
@@ -116,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
         "; each may be written name=…",
     )
     add("--limit", type=_positive, help="utterances a set at most")
-    add("--output", type=Path, metavar="FILE", help="write the result as JSON")
+    add("--output", type=Path, metavar="FILE", help="write the result, printed too, as JSON")
     add("--language", help="spoken language, for a multilingual checkpoint")
     add("--task", choices=[task.value for task in Task], help="for a multilingual checkpoint")
     add("--num-beams", type=_positive, default=1, help="1 is greedy")

@@ -183,12 +183,20 @@ The encoder of {base} in low rank (LiteASR, arXiv 2502.20583), made with liteasr
 WER is corpus-level, on normalised text. The encoder is counted without its positional embedding.
 
 ```python
+import soundfile
+import torch
 from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor
 
-folder = "."
-model = AutoModelForSpeechSeq2Seq.from_pretrained(folder, trust_remote_code=True)
+folder, file = "path/to/this/folder", "16-khz-mono.wav"
+model = AutoModelForSpeechSeq2Seq.from_pretrained(
+    folder, trust_remote_code=True, dtype=torch.float32
+)
 processor = AutoProcessor.from_pretrained(folder)
+audio, rate = soundfile.read(file, dtype="float32")
+features = processor(audio, sampling_rate=rate, return_tensors="pt").input_features
+print(processor.batch_decode(model.generate(features), skip_special_tokens=True)[0])
 ```
 
-With `import liteasr` first, `trust_remote_code` is not needed.
+With `import liteasr` first, `trust_remote_code` is not needed, and
+`pipeline("automatic-speech-recognition", folder)` works too (it needs that import).
 """

@@ -19,7 +19,7 @@ from liteasr.builders import (
     build_module,
     build_trainer,
 )
-from liteasr.cli import run_main
+from liteasr.cli import COMMANDS, run_main
 from liteasr.compression import CompressionPlan, encoder_parameters
 from liteasr.config import ConfigError, Recipe, load_recipe, to_yaml
 from liteasr.console import console, table
@@ -123,6 +123,9 @@ def _evaluate(
     recipe: Recipe, module: WhisperModule, datamodule: SpeechDataModule
 ) -> dict[str, Any]:
     """WER of every test set, if there are any, with the encoder's size."""
+    if is_first_process():
+        size = f"{encoder_parameters(module.encoder) / 1e6:.3f} M"
+        console.print(f"measuring the encoder of {size} on: {', '.join(recipe.data.test)}")
     started = time.perf_counter()
     if recipe.data.test:
         build_trainer(recipe, None).test(module, datamodule=datamodule, verbose=False)
@@ -154,6 +157,9 @@ def _compress(
     """Calibrate, swap, and write ``plan.json`` and ``model/``; returns seconds a step."""
     callback = build_callback(recipe.compression, run.statistics)
     trainer = build_trainer(recipe, run, [callback])
+    if is_first_process():
+        sets = ", ".join(recipe.data.calibration)
+        console.print(f"calibrating on {recipe.data.calibration_clips} clips of: {sets}")
     trainer.fit(module, datamodule=datamodule)
     _save_model(recipe, run, module)
     if trainer.is_global_zero and callback.plan is not None:
@@ -223,7 +229,7 @@ def dry_run(recipe: Recipe) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m liteasr.fit", description=__doc__)
+    parser = argparse.ArgumentParser(prog="liteasr fit", description=COMMANDS["fit"])
     parser.add_argument("--config", required=True, metavar="RECIPE", help="YAML file or its name")
     parser.add_argument("--print-config", action="store_true", help="show the resolved recipe")
     parser.add_argument("--dry-run", action="store_true", help="check all but the weights")

@@ -67,7 +67,8 @@ def load_config(model_id: str, revision: str | None = None) -> WhisperConfig:
         config = AutoConfig.from_pretrained(model_id, revision=revision)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
-            f"model.id: cannot read a model configuration from {model_id}: {error}"
+            f"model.id: {model_id} is no local folder with a readable model configuration, "
+            f"and no model that the hub gives here: {error}"
         ) from error
     if not isinstance(config, WhisperConfig):
         raise ConfigError(

@@ -158,6 +158,14 @@ def _interrupted(*_args, **_kwargs):
     raise KeyboardInterrupt
 
 
+def test_an_interrupt_within_a_trainer_says_how_to_go_on(arguments, monkeypatch, capsys):
+    from liteasr.module import WhisperModule
+
+    monkeypatch.setattr(WhisperModule, "decode", _interrupted)
+    assert fit(arguments) == 1
+    assert "interrupted (fit goes on with run.resume=true)" in capsys.readouterr().err
+
+
 def test_an_existing_run_is_not_touched_without_leave(finished, arguments, capsys):
     again = [*without(arguments, "run.dir"), f"run.dir={finished}"]
     before = (finished / "metrics.json").read_text()

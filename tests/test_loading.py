@@ -52,7 +52,7 @@ def test_another_kind_of_model_is_refused(tmp_path):
 
 def test_a_configuration_that_is_no_json_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ConfigError, match="cannot read a model configuration"):
+    with pytest.raises(ConfigError, match="no local folder with a readable model configuration"):
         load(str(tmp_path))
 
 
