@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import ROOT
 from tiny import tiny_config
 from transformers import WhisperForConditionalGeneration
 
@@ -60,3 +61,40 @@ def real_model() -> Path:
 def real_speech() -> Path:
     """Folder of real speech: ``<corpus>/{train,dev}``."""
     return _shared("speech")
+
+
+@pytest.fixture
+def arguments(real_model, real_speech, tmp_path, monkeypatch):
+    """Arguments of a run of six clips and one utterance of two sets."""
+    monkeypatch.chdir(ROOT)
+    return [
+        "--config",
+        "recipes/whisper_tiny_libri.yaml",
+        f"model.id={real_model}",
+        f"data.root={real_speech}",
+        f"run.dir={tmp_path / 'run'}",
+        "data.calibration_clips=6",
+        "data.calibration_batch_size=3",
+        "data.num_workers=0",
+        "data.test.librispeech=null",
+        "data.test.common_voice=null",
+        "data.test.an4.limit=2",
+        "data.test.ljspeech.limit=1",
+        "trainer.num_threads=2",
+    ]
+
+
+@pytest.fixture(scope="session")
+def finished(real_model, real_speech, tmp_path_factory):
+    """One finished run that several tests look at."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    command = [
+        *("--config", str(ROOT / "recipes" / "whisper_tiny_libri.yaml")),
+        *(f"model.id={real_model}", f"data.root={real_speech}", f"run.dir={run}"),
+        *("data.calibration_clips=6", "data.num_workers=0", "data.test.librispeech=null"),
+        *("data.test.common_voice=null", "data.test.an4.limit=3", "data.test.ljspeech.limit=1"),
+    ]
+    from liteasr.fit import main
+
+    assert main(command) == 0
+    return run
