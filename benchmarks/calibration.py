@@ -1,6 +1,7 @@
 """What calibration costs: time over a plain encoder forward, and memory over clips.
 
     python benchmarks/calibration.py time   [--model M] [--speech D] [--clips 16] [--rounds 7]
+                                            [--method pca|sensitivity]
     python benchmarks/calibration.py memory [--model M] [--speech D] [--clips 16 64 256]
     python benchmarks/calibration.py large  [--clips 2]
 
@@ -31,9 +32,11 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from liteasr import CompressionCallback, SpeechDataModule, WhisperModule
 from liteasr.compression import (
+    Budget,
     CalibrationBatch,
     CompressionMethod,
     PCAMethod,
+    SensitivityMethod,
     apply_plan,
     encoder_parameters,
     find_linears,
@@ -66,7 +69,9 @@ def trainer(callback: L.Callback) -> L.Trainer:
     )
 
 
-def measure_time(model: str, speech: Path, clips: int, rounds: int) -> dict[str, Any]:
+def measure_time(
+    model: str, speech: Path, clips: int, rounds: int, method_name: str
+) -> dict[str, Any]:
     """Seconds a pass over the clips, plain and calibrating, alternating."""
     module = WhisperModule(model)
     data = datamodule(module, speech, clips)
@@ -75,7 +80,9 @@ def measure_time(model: str, speech: Path, clips: int, rounds: int) -> dict[str,
         CalibrationBatch(batch["input_features"], batch["frames"])
         for batch in data.calibration_dataloader()
     ]
-    method = PCAMethod()
+    method: CompressionMethod = PCAMethod()
+    if method_name == "sensitivity":
+        method = SensitivityMethod(Budget("encoder_ratio", 0.8))
     method.prepare(module.encoder, find_linears(module.model))
     seconds: dict[str, list[float]] = {"plain": [], "calibration": []}
     with torch.no_grad():
@@ -91,6 +98,7 @@ def measure_time(model: str, speech: Path, clips: int, rounds: int) -> dict[str,
             seconds["calibration"].append(time.perf_counter() - started)
     ratios = [c / p for c, p in zip(seconds["calibration"], seconds["plain"], strict=True)]
     return {
+        "method": method_name,
         "clips": sum(len(batch.frames) for batch in batches),
         "plain_s": round(statistics.median(seconds["plain"]), 3),
         "calibration_s": round(statistics.median(seconds["calibration"]), 3),
@@ -175,10 +183,12 @@ def main() -> None:
     parser.add_argument("--speech", type=Path, default=Path("../shared/speech"))
     parser.add_argument("--clips", type=int, nargs="+")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--method", choices=["pca", "sensitivity"], default="pca")
     parser.add_argument("--store", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.what == "time":
-        result = measure_time(args.model, args.speech, (args.clips or [16])[0], args.rounds)
+        clips = (args.clips or [16])[0]
+        result = measure_time(args.model, args.speech, clips, args.rounds, args.method)
     elif args.what == "large":
         result = measure_large((args.clips or [2])[0])
     elif args.what == "one":

@@ -8,26 +8,38 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 
 from liteasr.callbacks import CompressionCallback
-from liteasr.compression import CompressionMethod, ThresholdRule, build_method, find_method
-from liteasr.config import CompressionConfig, ConfigError, Recipe, parse_thresholds
+from liteasr.compression import (
+    Budget,
+    CompressionMethod,
+    ThresholdRule,
+    build_method,
+    find_method,
+)
+from liteasr.config import (
+    CompressionConfig,
+    ConfigError,
+    Recipe,
+    parse_budget,
+    parse_thresholds,
+)
 from liteasr.data import SpeechDataModule
 from liteasr.module import WhisperModule
 from liteasr.runfolder import RunFolder
 
 log = logging.getLogger(__name__)
 
-# What a recipe says to every method that takes it, and under which keys.
-DEFAULTS: dict[str, Any] = {"rule": ThresholdRule(), "padding_weight": 1.0}
+# What a recipe says to every method that takes it: under which keys, and what it says if nothing.
+DEFAULT_THRESHOLDS = "0.99:0.999"
 RECIPE_KEYS = {
     "rule": "compression.thresholds, rank_multiple and max_rank_*",
     "padding_weight": "compression.padding_weight",
+    "budget": "compression.budget",
 }
 
 __all__ = [
@@ -85,22 +97,39 @@ def build_method_from_config(config: CompressionConfig) -> CompressionMethod:
     Raises:
         ConfigError: If it cannot be made.
     """
-    attention, mlp = parse_thresholds(config.thresholds)
-    rule = ThresholdRule(
-        attention, mlp, config.rank_multiple, config.max_rank_attention, config.max_rank_mlp
-    )
-    common = {"rule": rule, "padding_weight": config.padding_weight}
+    common = {
+        "rule": _rule(config),
+        "padding_weight": config.padding_weight,
+        "budget": _budget(config),
+    }
     try:
         cls = find_method(config.method)
         taken = inspect.signature(cls).parameters
-        unused = [name for name in common if name not in taken and common[name] != DEFAULTS[name]]
+        unused = [name for name in common if name not in taken and common[name] is not None]
         if unused:
             keys = ", ".join(RECIPE_KEYS[name] for name in unused)
             log.warning("method %s does not use %s of the recipe", config.method, keys)
+        common = {name: value for name, value in common.items() if value is not None}
         options = {name: value for name, value in common.items() if name in taken}
         return build_method(config.method, **{**options, **config.options})
     except ValueError as error:
         raise ConfigError(f"compression.method: {error}") from error
+
+
+def _rule(config: CompressionConfig) -> ThresholdRule | None:
+    """The published rule as the recipe changes it; ``None`` if it does not."""
+    keys = ("rank_multiple", "max_rank_attention", "max_rank_mlp")
+    default = CompressionConfig()
+    if config.thresholds is None and all(getattr(config, k) == getattr(default, k) for k in keys):
+        return None
+    attention, mlp = parse_thresholds(config.thresholds or DEFAULT_THRESHOLDS)
+    multiple, cap_attention, cap_mlp = (getattr(config, key) for key in keys)
+    return ThresholdRule(attention, mlp, multiple, cap_attention, cap_mlp)
+
+
+def _budget(config: CompressionConfig) -> Budget | None:
+    budget = parse_budget(config.budget)
+    return None if budget is None else Budget(budget.kind, budget.amount, budget.granularity)
 
 
 def build_callback(config: CompressionConfig, statistics: Path) -> CompressionCallback:

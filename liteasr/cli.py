@@ -14,19 +14,35 @@ import transformers
 
 from liteasr.config import ConfigError
 
-__all__ = ["COMMANDS", "main", "run_main"]
+__all__ = ["COMMANDS", "main", "recipe_parser", "run_main"]
 
 COMMANDS = {
     "fit": "compress a checkpoint as a recipe says, and measure it",
     "evaluate": "measure the word error rate of a checkpoint",
+    "compare": "compress a checkpoint by several methods to several sizes, and measure all",
 }
 
 
-def run_main(body: Callable[[], None]) -> int:
+def recipe_parser(command: str) -> argparse.ArgumentParser:
+    """Arguments of a command that runs a recipe: ``config``, the two looks at it, ``overrides``.
+
+    Args:
+        command: A key of :data:`COMMANDS`.
+    """
+    parser = argparse.ArgumentParser(prog=f"liteasr {command}", description=COMMANDS[command])
+    parser.add_argument("--config", required=True, metavar="RECIPE", help="YAML file or its name")
+    parser.add_argument("--print-config", action="store_true", help="show the resolved recipe")
+    parser.add_argument("--dry-run", action="store_true", help="check all but the weights")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. run.dir=out")
+    return parser
+
+
+def run_main(body: Callable[[], None], command: str = "fit") -> int:
     """Run an entry point and turn its end into an exit code.
 
     Args:
         body: The work.
+        command: What goes on with ``run.resume=true`` after an interrupt.
 
     Returns:
         0 done; 2 the configuration or an input is wrong, said on stderr without a traceback; 1
@@ -40,7 +56,7 @@ def run_main(body: Callable[[], None]) -> int:
         return 2
     except (KeyboardInterrupt, SystemExit):
         # Lightning turns an interrupt within a trainer into SystemExit.
-        print("liteasr: interrupted (fit goes on with run.resume=true)", file=sys.stderr)
+        print(f"liteasr: interrupted ({command} goes on with run.resume=true)", file=sys.stderr)
         return 1
     except OSError as error:
         print(f"liteasr: {error}", file=sys.stderr)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
 import sys
@@ -19,17 +18,17 @@ from liteasr.builders import (
     build_module,
     build_trainer,
 )
-from liteasr.cli import COMMANDS, run_main
-from liteasr.compression import CompressionPlan, encoder_parameters
-from liteasr.config import ConfigError, Recipe, load_recipe, to_yaml
+from liteasr.cli import recipe_parser, run_main
+from liteasr.compression import AllocationError, CompressionPlan
+from liteasr.config import ConfigError, Recipe, check_goal, load_recipe, to_yaml
 from liteasr.console import console, table
 from liteasr.data import SpeechDataModule
-from liteasr.export import export_model, write_model_card
+from liteasr.export import write_model_card
 from liteasr.files import write_text
-from liteasr.loading import load_config, load_model, load_processor
-from liteasr.metrics import macro_average
+from liteasr.loading import load_config, load_processor
 from liteasr.module import WhisperModule
 from liteasr.runfolder import RunFolder, is_first_process
+from liteasr.stages import evaluate_against_dense, evaluate_module, save_model
 
 __all__ = ["fit", "main"]
 
@@ -69,6 +68,10 @@ def _check_parts(recipe: Recipe, run: RunFolder) -> None:
     Raises:
         ConfigError: If a part cannot be made.
     """
+    # Reading the recipe of a comparison does not ask for a goal, as that has sizes of its own.
+    errors = list(check_goal(recipe))
+    if errors:
+        raise ConfigError(errors)
     if recipe.compression.method != "none":
         build_callback(recipe.compression, run.statistics)
     build_trainer(recipe, None)
@@ -80,21 +83,21 @@ def _run_stages(
     stages: dict[str, Any] = {"dense": None, "compressed": None, "finetuned": None}
     timing = {"calibrate": 0.0, "factorize": 0.0, "finetune": 0.0, "evaluate": 0.0}
     if recipe.evaluation.dense:
-        stages["dense"] = run.stage("dense", lambda: _evaluate(recipe, module, datamodule))
+        stages["dense"] = run.stage("dense", lambda: evaluate_module(recipe, module, datamodule))
         run.log("dense", stages["dense"])
     if recipe.compression.method != "none":
         timing |= run.stage("compress", lambda: _compress(recipe, run, module, datamodule))
         module = build_module(recipe, str(run.model))
         module.compression_plan = CompressionPlan.load(run.plan)
         stages["compressed"] = run.stage(
-            "compressed", lambda: _evaluate_against_dense(recipe, module, datamodule)
+            "compressed", lambda: evaluate_against_dense(recipe, module, datamodule)
         )
         run.log("compressed", stages["compressed"])
     if recipe.finetune.max_steps:
         timing |= run.stage("finetune", lambda: _finetune(recipe, run, module, datamodule))
         module = build_module(recipe, str(run.model))
         stages["finetuned"] = run.stage(
-            "finetuned", lambda: _evaluate_against_dense(recipe, module, datamodule)
+            "finetuned", lambda: evaluate_against_dense(recipe, module, datamodule)
         )
         run.log("finetuned", stages["finetuned"])
     return _conclude(recipe, run, stages, timing)
@@ -119,38 +122,6 @@ def _conclude(
     return metrics
 
 
-def _evaluate(
-    recipe: Recipe, module: WhisperModule, datamodule: SpeechDataModule
-) -> dict[str, Any]:
-    """WER of every test set, if there are any, with the encoder's size."""
-    if is_first_process():
-        size = f"{encoder_parameters(module.encoder) / 1e6:.3f} M"
-        console.print(f"measuring the encoder of {size} on: {', '.join(recipe.data.test)}")
-    started = time.perf_counter()
-    if recipe.data.test:
-        build_trainer(recipe, None).test(module, datamodule=datamodule, verbose=False)
-    wers = {name: float(summary["wer"]) for name, summary in module.results.items()}
-    return {
-        "encoder_params": encoder_parameters(module.encoder),
-        "wer": round(macro_average(wers), 4) if wers else None,
-        "datasets": wers,
-        "encoder_relative_error": module.encoder_relative_error,
-        "seconds": time.perf_counter() - started,
-    }
-
-
-def _evaluate_against_dense(
-    recipe: Recipe, module: WhisperModule, datamodule: SpeechDataModule
-) -> dict[str, Any]:
-    if recipe.evaluation.encoder_error:
-        source = recipe.model
-        dense = load_model(source.id, revision=source.revision, dtype=source.dtype.value)
-        module.compare_with(dense.get_encoder())
-    result = _evaluate(recipe, module, datamodule)
-    module.compare_with(None)
-    return result
-
-
 def _compress(
     recipe: Recipe, run: RunFolder, module: WhisperModule, datamodule: SpeechDataModule
 ) -> dict[str, float]:
@@ -160,8 +131,11 @@ def _compress(
     if is_first_process():
         sets = ", ".join(recipe.data.calibration)
         console.print(f"calibrating on {recipe.data.calibration_clips} clips of: {sets}")
-    trainer.fit(module, datamodule=datamodule)
-    _save_model(recipe, run, module)
+    try:
+        trainer.fit(module, datamodule=datamodule)
+    except AllocationError as error:
+        raise ConfigError(f"compression.budget: {error}") from error
+    save_model(recipe, run.model, module)
     if trainer.is_global_zero and callback.plan is not None:
         write_text(run.plan, callback.plan.to_json())
     trainer.strategy.barrier("liteasr_model_saved")
@@ -177,18 +151,9 @@ def _finetune(
     last = run.checkpoints / "last.ckpt"
     resumable = recipe.run.resume and last.is_file()
     trainer.fit(module, datamodule=datamodule, ckpt_path=str(last) if resumable else None)
-    _save_model(recipe, run, module)
+    save_model(recipe, run.model, module)
     trainer.strategy.barrier("liteasr_model_saved")
     return {"finetune": time.perf_counter() - started}
-
-
-def _save_model(recipe: Recipe, run: RunFolder, module: WhisperModule) -> None:
-    if not is_first_process():
-        return
-    stored = load_config(recipe.model.id, recipe.model.revision).dtype
-    wanted = recipe.export.dtype
-    dtype = stored if wanted is None else getattr(torch, wanted.value)
-    export_model(module.model, module.processor, run.model, dtype)
 
 
 def _peak_memory_mb() -> float:
@@ -228,18 +193,9 @@ def dry_run(recipe: Recipe) -> None:
     SpeechDataModule(recipe.data, processor, normalizer=str, seed=recipe.run.seed).check()
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="liteasr fit", description=COMMANDS["fit"])
-    parser.add_argument("--config", required=True, metavar="RECIPE", help="YAML file or its name")
-    parser.add_argument("--print-config", action="store_true", help="show the resolved recipe")
-    parser.add_argument("--dry-run", action="store_true", help="check all but the weights")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. run.dir=out")
-    return parser
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    arguments = _parser().parse_intermixed_args(argv)
+    arguments = recipe_parser("fit").parse_intermixed_args(argv)
 
     def body() -> None:
         recipe = load_recipe(arguments.config, arguments.overrides)

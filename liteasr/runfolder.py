@@ -22,11 +22,12 @@ __all__ = ["RunFolder", "is_first_process"]
 
 Stage = dict[str, Any]
 
-# Keys that say where and on what a run runs, not what it computes.
+# Keys that say where and on what a run runs, not what it computes; and what is compared, since
+# the stages of a comparison are named by all that they depend on.
 _FREE_ON_RESUME = (
     *("run.name", "run.dir", "run.resume", "run.overwrite", "data.num_workers"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
-    *("trainer.num_threads", "trainer.log_every_n_steps"),
+    *("trainer.num_threads", "trainer.log_every_n_steps", "compare."),
 )
 
 
@@ -55,6 +56,9 @@ class RunFolder:
         self.statistics = self.path / "statistics"
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.json"
+        self.comparison = self.path / "compare.json"
+        self.report = self.path / "report"
+        self.models = self.path / "models"
         self._recipe_file = self.path / "recipe.yaml"
         self._stages_file = self.path / "stages.json"
         self._is_new = False

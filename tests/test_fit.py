@@ -56,7 +56,7 @@ def test_plan_model_and_metrics_agree(finished):
     size = encoder_parameters(model.get_encoder())
     assert size == metrics["compressed"]["encoder_params"] == DENSE_PARAMS - plan.saved_params
     assert plan.calibration["clips"] == 6
-    assert all(rank % 16 == 0 for rank in plan.ranks.values())
+    assert all(rank % 8 == 0 for rank in plan.ranks.values())
 
 
 def test_weights_are_stored_as_the_original_stores_them(finished):
@@ -101,11 +101,11 @@ def test_resuming_a_finished_run_repeats_nothing(finished, monkeypatch, capsys):
 def test_a_run_killed_after_compression_goes_on(arguments, tmp_path, monkeypatch):
     import liteasr.fit
 
-    real = liteasr.fit._evaluate_against_dense
-    monkeypatch.setattr(liteasr.fit, "_evaluate_against_dense", _interrupted)
+    real = liteasr.fit.evaluate_against_dense
+    monkeypatch.setattr(liteasr.fit, "evaluate_against_dense", _interrupted)
     assert fit(arguments) == 1
     calibrated = (tmp_path / "run" / "statistics" / "total.pt").stat().st_mtime_ns
-    monkeypatch.setattr(liteasr.fit, "_evaluate_against_dense", real)
+    monkeypatch.setattr(liteasr.fit, "evaluate_against_dense", real)
     assert fit([*arguments, "run.resume=true"]) == 0
     assert (tmp_path / "run" / "statistics" / "total.pt").stat().st_mtime_ns == calibrated
     assert (tmp_path / "run" / "metrics.json").is_file()
@@ -147,6 +147,14 @@ def test_low_precision_evaluates_too(arguments, tmp_path):
     assert fit([*rest, *options]) == 0
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert 0 < metrics["encoder_relative_error"] < 1
+
+
+def test_a_budget_out_of_reach_is_refused_and_leaves_nothing(arguments, tmp_path, capsys):
+    rest = [*without(arguments, "data.test"), "data.test=null", "evaluation.dense=false"]
+    assert fit([*rest, "compression.budget.encoder_params=1M"]) == 2
+    error = capsys.readouterr().err
+    assert "compression.budget: encoder_params: 1,000,000 parameters cannot be reached" in error
+    assert not (tmp_path / "run").exists()
 
 
 def test_print_config_shows_the_resolved_recipe(arguments, capsys, tmp_path):

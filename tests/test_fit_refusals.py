@@ -46,7 +46,10 @@ def test_resuming_with_another_recipe_names_the_difference(finished, arguments, 
         ("data.calibration_clips=0", "data.calibration_clips"),
         ("compression.method=no.such.Method", "compression.method: cannot import"),
         ("compression.callback=torch.nn.Linear", "compression.callback"),
-        ("compression.budget.encoder_params=6M", "compression.budget.encoder_params"),
+        ("compression.budget.encoder_params=six", "compression.budget.encoder_params: 'six'"),
+        ("compression.budget.encoder_params=null", "method auto needs one of encoder_params"),
+        ("compression.budget.max_error=0.1", "only one goal can be set"),
+        ("compression.thresholds=0.99", "compression.thresholds: thresholds belong to"),
         ("trainer.accelerator=abacus", "trainer:"),
         ("model.id=./no/such/model", "model.id: "),
         ("model.language=en", "model.language"),
@@ -99,7 +102,7 @@ def test_a_late_error_of_input_keeps_finished_stages(arguments, tmp_path, monkey
     def too_late(*_args, **_kwargs):
         raise ConfigError("found out late")
 
-    monkeypatch.setattr(liteasr.fit, "_evaluate_against_dense", too_late)
+    monkeypatch.setattr(liteasr.fit, "evaluate_against_dense", too_late)
     assert fit(arguments) == 2
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
     assert "compress" in json.loads((tmp_path / "run" / "stages.json").read_text())

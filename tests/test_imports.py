@@ -27,6 +27,10 @@ FORBIDDEN = {
     "compression/methods.py": {"lightning", "liteasr.data", "liteasr.config", "liteasr.module"},
     "callbacks": {"liteasr.data", "liteasr.config", "liteasr.builders"},
     "export.py": {"lightning", "liteasr.callbacks", "liteasr.module"},
+    "stages.py": {"liteasr.fit", "liteasr.compare", "liteasr.comparison"},
+    "comparison.py": {"liteasr.fit", "liteasr.compare", "liteasr.plots"},
+    "compare_report.py": {"torch", "lightning", "transformers", "liteasr.module"},
+    "plots.py": {"torch", "lightning", "transformers", "liteasr.module", "liteasr.config"},
 }
 
 

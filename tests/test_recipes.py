@@ -11,13 +11,31 @@ import torch
 import yaml
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from liteasr.config import ConfigError, Recipe, Task, load_recipe, to_yaml
+from liteasr.config import (
+    Budget,
+    ConfigError,
+    Recipe,
+    Task,
+    load_recipe,
+    parse_budget,
+    to_yaml,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 FRAGMENTS = sorted((ROOT / "configs").rglob("*.yaml"))
 LOCAL = "whisper_tiny_libri"
-THRESHOLDS = {"_acc": "0.999:0.999", "": "0.99:0.999", "_fast": "0.99:0.995"}
+COMPARISON = "compare_whisper_tiny_libri"
+THRESHOLDS = {"acc": "0.999:0.999", "plain": "0.99:0.999", "fast": "0.99:0.995"}
+BUDGETS = {
+    "tiny": {"_acc": 7.41, "": 7.00, "_fast": 6.48},
+    "base": {"_acc": 18.64, "": 17.44, "_fast": 16.07},
+    "small": {"_acc": 76.99, "": 70.16, "_fast": 63.11},
+    "medium": {"_acc": 269.93, "": 239.99, "_fast": 215.31},
+    "large_v3": {"_acc": 429, "": 377, "_fast": 308},
+    "large_v3_turbo": {"_acc": 421, "": 374, "_fast": 313},
+}
+"""Published sizes of the compressed encoders, in millions of parameters."""
 
 
 class Shape(NamedTuple):
@@ -44,7 +62,7 @@ SHAPES = {
         "openai/whisper-large-v3-turbo", 1280, 32, 4, 20, 128, 51866, "635.05", "171.91"
     ),
 }
-HUB_RECIPES = [f"{size}{variant}" for size in SHAPES for variant in THRESHOLDS]
+HUB_RECIPES = [f"{size}{variant}" for size in SHAPES for variant in BUDGETS[size]]
 
 
 @pytest.fixture(autouse=True)
@@ -84,8 +102,8 @@ def sizes(model_id: str) -> tuple[int, int]:
 
 
 def test_all_recipes_are_there() -> None:
-    assert len(RECIPES) == 19
-    assert {path.stem for path in RECIPES} == {*HUB_RECIPES, LOCAL}
+    assert len(RECIPES) == 20
+    assert {path.stem for path in RECIPES} == {*HUB_RECIPES, LOCAL, COMPARISON}
 
 
 def _load(path: str | Path) -> Recipe:
@@ -114,11 +132,11 @@ def test_recipe_is_a_delta(path: Path) -> None:
     text = path.read_text()
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     assert lines[0] == "defaults:"
-    assert len(lines) <= 10
+    assert len(lines) <= (30 if path.stem == COMPARISON else 10)
 
 
 def test_every_fragment_is_used() -> None:
-    used: set[str] = set()
+    used = {f"compression/published_{variant}" for variant in THRESHOLDS}
     for path in [*RECIPES, *FRAGMENTS]:
         used |= set(yaml.safe_load(path.read_text()).get("defaults", []))
     there = {path.relative_to(ROOT / "configs").with_suffix("").as_posix() for path in FRAGMENTS}
@@ -131,13 +149,26 @@ def test_hub_recipe(name: str) -> None:
     size = name.removesuffix("_acc").removesuffix("_fast")
     assert recipe.model.id == SHAPES[size].id
     assert (recipe.model.language, recipe.model.task) == ("en", Task.transcribe)
-    assert recipe.compression.method == "pca"
-    assert recipe.compression.thresholds == THRESHOLDS[name.removeprefix(size)]
+    assert recipe.compression.method == "auto"
+    size_m = BUDGETS[size][name.removeprefix(size)]
+    expected = Budget("encoder_params", round(size_m * 1e6), 8)
+    assert parse_budget(recipe.compression.budget) == expected
     assert recipe.data.calibration_clips == 100
     assert len(recipe.data.test) == 8
     evaluated = {source.path for source in recipe.data.test.values()}
     assert evaluated.isdisjoint(source.path for source in recipe.data.calibration.values())
     assert all(source.split.startswith("train") for source in recipe.data.calibration.values())
+
+
+@pytest.mark.parametrize(("variant", "thresholds"), THRESHOLDS.items())
+def test_fragment_of_the_published_method(tmp_path: Path, variant: str, thresholds: str) -> None:
+    """For a recipe of one's own; no shipped one uses it."""
+    file = tmp_path / "mine.yaml"
+    fragments = f"[model/tiny, data/esb, compression/published_{variant}]"
+    file.write_text(f"defaults: {fragments}\n")
+    compression = load_recipe(file).compression
+    assert (compression.method, compression.thresholds) == ("pca", thresholds)
+    assert parse_budget(compression.budget) is None
 
 
 @pytest.mark.parametrize("name", HUB_RECIPES)
@@ -158,9 +189,25 @@ def test_local_recipe() -> None:
     assert list(recipe.data.test) == ["librispeech", "common_voice", "an4", "ljspeech"]
     assert {source.limit for source in recipe.data.test.values()} == {30}
     assert recipe.decoding.long_form.value == "windows"
+    assert recipe.compression.method == "auto"
+    assert parse_budget(recipe.compression.budget) == Budget("encoder_params", 6.05e6, 8)
     assert recipe.trainer.accelerator == "cpu"
     assert not recipe.data.train
     assert not recipe.data.val
+
+
+def test_comparison_recipe() -> None:
+    recipe = _load(COMPARISON)
+    assert {name: entry.method for name, entry in recipe.compare.methods.items()} == {
+        "auto": "auto",
+        "pca": "pca",
+    }
+    assert recipe.compare.encoder_params == ["7.1M", "6.8M", "6.05M", "5.2M", "3.8M"]
+    assert recipe.compare.search.max_wer_increase is None
+    assert recipe.data.calibration_clips == 100
+    assert {source.limit for source in recipe.data.test.values()} == {60}
+    assert recipe.model == _load(LOCAL).model
+    assert recipe.decoding.long_form.value == "windows"
 
 
 def test_local_recipe_follows_its_root() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ from torch.utils.data import DataLoader
 
 from liteasr.callbacks.statistics_store import StatisticsStore
 from liteasr.compression import (
+    AllocationError,
     CalibrationBatch,
     CompressionMethod,
     CompressionPlan,
     LayerPlan,
     LowRankFactors,
+    Processes,
     build_method,
     encoder_parameters,
     find_linears,
@@ -160,6 +162,7 @@ class CompressionCallback(L.Callback):
             rank_zero_info(f"compressed structure rebuilt from {trainer.ckpt_path}")
             return
         with _calibrating(trainer, pl_module):
+            self.method.processes = _processes(trainer)
             self.method.prepare(pl_module.encoder, self.select_modules(pl_module))
             started = time.perf_counter()
             clips = self._calibrate(trainer, pl_module)
@@ -181,22 +184,17 @@ class CompressionCallback(L.Callback):
         total = store.load_total() if trainer.is_global_zero else None
         found = trainer.strategy.broadcast(None if total is None else int(total["clips"]))
         if found is not None:
-            if total is not None:
-                self.method.load_state_dict(total["state"])
+            # The file may be on the disk of process 0 alone; the others need what is shared.
+            state = trainer.strategy.broadcast(None if total is None else total["state"])
+            assert state is not None
+            self.method.load_state_dict(state)
             rank_zero_info(f"statistics of {found} clips found in {store.folder}")
             return int(found)
         clips = self._observe_all(trainer, pl_module, store)
         problems = getattr(trainer.datamodule, "problems", None)  # type: ignore[attr-defined]
         raise_together(problems("calibration") if problems else [])
 
-        def reduce_sum(tensor: Tensor) -> Tensor:
-            if trainer.world_size == 1:
-                return tensor
-            on_device = tensor.to(trainer.strategy.root_device)
-            reduced = trainer.strategy.reduce(on_device, reduce_op="sum")
-            assert isinstance(reduced, Tensor)
-            return reduced.to(tensor.device)
-
+        reduce_sum = self.method.processes.reduce_sum
         self.method.reduce(reduce_sum)
         clips = int(reduce_sum(torch.tensor(clips)))
         if clips == 0:
@@ -252,24 +250,67 @@ class CompressionCallback(L.Callback):
     def _compress(
         self, trainer: L.Trainer, pl_module: WhisperModule, clips: int
     ) -> CompressionPlan:
-        """Allocate, factorize and swap; process 0 decides and computes for all."""
-        first = trainer.is_global_zero
-        plan = trainer.strategy.broadcast(self.allocate() if first else None)
-        assert plan is not None
+        """Allocate, then factorize and swap block by block; process 0 decides for all."""
+        plan = self._agreed_plan(trainer)
         plan.calibration = {"clips": clips, "fingerprint": _fingerprint(trainer)}
-        ranks = plan.ranks
-        with progress("factorizing", len(ranks), "layers", enabled=trainer.is_global_zero) as bar:
-            for name, rank in ranks.items():
-                mine = _on_cpu(self.factorize(name, rank)) if first else None
-                factors = trainer.strategy.broadcast(mine)
-                assert factors is not None
-                layer = CompressionPlan({name: plan.layers[name]})
-                pl_module.apply_plan(layer, {name: factors})
-                self.on_layer_compressed(trainer, pl_module, name, plan.layers[name])
+        key = {**self._statistics_key(trainer, pl_module), "plan": plan.to_dict()}
+        store = StatisticsStore(self.statistics_dir, key, trainer.global_rank)
+        blocks = _by_block(pl_module, plan.ranks)
+        with progress("compressing", len(blocks), "blocks", enabled=trainer.is_global_zero) as bar:
+            for index, (prefix, block, names) in enumerate(blocks):
+                done = store.load_block(index) if trainer.is_global_zero else None
+                done = trainer.strategy.broadcast(done)
+                if block is not None:
+                    self.method.before_block(block)
+                factors = done if done is not None else self._factors(trainer, plan, names)
+                part = CompressionPlan({name: plan.layers[name] for name in names})
+                pl_module.apply_plan(part, factors)
+                if block is not None and done is None:
+                    within = {name.removeprefix(prefix): one for name, one in factors.items()}
+                    refined = self.method.after_block(block, within)
+                    factors = {prefix + name: one for name, one in refined.items()}
+                    pl_module.apply_plan(part, factors)
+                    if trainer.is_global_zero and refined is not within:
+                        store.save_block(index, factors)
+                if block is not None:
+                    self.method.block_done(block)
+                for name in names:
+                    self.on_layer_compressed(trainer, pl_module, name, plan.layers[name])
                 bar.advance(bar.task_ids[0])
         pl_module.compression_plan = plan
         self.method.release()
         return plan
+
+    def _agreed_plan(self, trainer: L.Trainer) -> CompressionPlan:
+        """The plan of process 0, or its complaint, on every process.
+
+        Raises:
+            AllocationError: If the method cannot give what is asked for.
+        """
+        plan: CompressionPlan | None = None
+        problem: str | None = None
+        if trainer.is_global_zero:
+            try:
+                plan = self.allocate()
+            except ValueError as error:
+                problem = str(error)
+        plan, problem = trainer.strategy.broadcast((plan, problem))
+        if plan is None:
+            raise AllocationError(problem)
+        return plan
+
+    def _factors(
+        self, trainer: L.Trainer, plan: CompressionPlan, names: Sequence[str]
+    ) -> dict[str, LowRankFactors]:
+        """Factors of some layers, computed on process 0."""
+        factors = {}
+        for name in names:
+            rank = plan.ranks[name]
+            mine = _on_cpu(self.factorize(name, rank)) if trainer.is_global_zero else None
+            everyones = trainer.strategy.broadcast(mine)
+            assert everyones is not None
+            factors[name] = everyones
+        return factors
 
 
 class _calibrating:
@@ -290,9 +331,32 @@ class _calibrating:
             module.training = True
 
 
+def _by_block(
+    pl_module: WhisperModule, ranks: Mapping[str, int]
+) -> list[tuple[str, nn.Module | None, list[str]]]:
+    """Name prefix, module and compressed layers of each encoder block, in order.
+
+    Compressed layers outside of any block come first, with no module.
+    """
+    names = {id(module): name for name, module in pl_module.model.named_modules()}
+    blocks: list[tuple[str, nn.Module | None, list[str]]] = []
+    for block in pl_module.encoder.layers:
+        prefix = f"{names[id(block)]}."
+        blocks.append((prefix, block, [name for name in ranks if name.startswith(prefix)]))
+    inside = {name for _, _, inside in blocks for name in inside}
+    outside = [name for name in ranks if name not in inside]
+    return [("", None, outside), *blocks] if outside else blocks
+
+
 def _on_cpu(factors: LowRankFactors) -> LowRankFactors:
     # A pickled CUDA tensor would be put on process 0's device by every process that receives it.
-    return LowRankFactors(factors.weight1.cpu(), factors.weight2.cpu(), factors.bias.cpu())
+    whitening = factors.whitening
+    return LowRankFactors(
+        factors.weight1.cpu(),
+        factors.weight2.cpu(),
+        factors.bias.cpu(),
+        None if whitening is None else whitening.to(torch.device("cpu"), torch.float32),
+    )
 
 
 def _to_device(
@@ -301,6 +365,25 @@ def _to_device(
     device = trainer.strategy.root_device
     features = batch["input_features"].to(device, pl_module.model.dtype)
     return CalibrationBatch(features, batch["frames"].to(device))
+
+
+def _processes(trainer: L.Trainer) -> Processes:
+    """This process among those of the strategy."""
+    if trainer.world_size == 1:
+        return Processes()
+
+    def reduce_sum(tensor: Tensor) -> Tensor:
+        on_device = tensor.to(trainer.strategy.root_device)
+        reduced = trainer.strategy.reduce(on_device, reduce_op="sum")
+        assert isinstance(reduced, Tensor)
+        return reduced.to(tensor.device)
+
+    def gather(item: Any) -> list[Any]:
+        items: list[Any] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(items, item)
+        return items
+
+    return Processes(trainer.global_rank, trainer.world_size, reduce_sum, gather)
 
 
 def _fingerprint(trainer: L.Trainer) -> str:

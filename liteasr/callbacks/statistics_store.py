@@ -1,4 +1,4 @@
-"""Calibration statistics on disk, so that a killed calibration goes on where it stopped."""
+"""Calibration statistics and finished blocks on disk: a killed run goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from liteasr.compression import LowRankFactors
 from liteasr.files import atomic_path
 
 __all__ = ["StatisticsStore"]
@@ -18,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class StatisticsStore:
-    """Partial statistics of each process, and the total of all.
+    """Partial statistics of each process, the total of all, and the factors of finished blocks.
 
     A file is only believed if it was written for the same key (method, model, calibration clips,
     number of processes); any other is left aside and overwritten.
@@ -63,6 +64,24 @@ class StatisticsStore:
     def load_total(self) -> dict[str, Any] | None:
         """The sum over all processes: ``state``, ``clips``; or ``None``."""
         return self._load(self._total)
+
+    def save_block(self, index: int, factors: Mapping[str, LowRankFactors]) -> None:
+        """Save the final factors of an encoder block; on one process only."""
+        layers = {
+            name: {part: getattr(one, part) for part in ("weight1", "weight2", "bias")}
+            for name, one in factors.items()
+        }
+        self._save(self._block(index), {"layers": layers})
+
+    def load_block(self, index: int) -> dict[str, LowRankFactors] | None:
+        """Final factors of an encoder block, or ``None`` if it was not finished."""
+        content = self._load(self._block(index))
+        if content is None:
+            return None
+        return {name: LowRankFactors(**parts) for name, parts in content["layers"].items()}
+
+    def _block(self, index: int) -> Path | None:
+        return None if self.folder is None else self.folder / f"block-{index}.pt"
 
     def drop_partial(self) -> None:
         """Remove this process's partial statistics."""

@@ -1,6 +1,15 @@
 """What is computed: statistics → spectra → ranks → plan → surgery."""
 
-from liteasr.compression.allocate import LinearShape, ThresholdRule, kept_energy, rank_for_energy
+from liteasr.compression.allocate import (
+    Budget,
+    LinearShape,
+    Option,
+    ThresholdRule,
+    allocate_budget,
+    allocate_error,
+    kept_energy,
+    rank_for_energy,
+)
 from liteasr.compression.factorize import (
     LowRankFactors,
     OutputPCA,
@@ -10,9 +19,13 @@ from liteasr.compression.factorize import (
 )
 from liteasr.compression.methods import (
     METHODS,
+    AllocationError,
     CalibrationBatch,
     CompressionMethod,
     PCAMethod,
+    Processes,
+    RefinedMethod,
+    SensitivityMethod,
     build_method,
     find_method,
 )
@@ -22,6 +35,7 @@ from liteasr.compression.surgery import (
     ENCODER_LINEARS,
     apply_plan,
     collect_ranks,
+    encoder_flops,
     encoder_parameters,
     find_linears,
 )
@@ -29,6 +43,8 @@ from liteasr.compression.surgery import (
 __all__ = [
     "ENCODER_LINEARS",
     "METHODS",
+    "AllocationError",
+    "Budget",
     "CalibrationBatch",
     "CompressionMethod",
     "CompressionPlan",
@@ -36,12 +52,19 @@ __all__ = [
     "LinearShape",
     "LowRankFactors",
     "MomentStatistics",
+    "Option",
     "OutputPCA",
     "PCAMethod",
+    "Processes",
+    "RefinedMethod",
+    "SensitivityMethod",
     "ThresholdRule",
+    "allocate_budget",
+    "allocate_error",
     "apply_plan",
     "build_method",
     "collect_ranks",
+    "encoder_flops",
     "encoder_parameters",
     "find_linears",
     "find_method",

@@ -1,7 +1,8 @@
 """Principal components of a layer's output and the low-rank factors they give.
 
 Tensors in, tensors out. Shape suffixes: I input width, O output width, R components kept in
-memory, K rank. ``y = W x + b`` with ``W`` (O, I). Everything is fp64.
+memory, K rank, D width of the side of a layer that is projected (its output, or its input where
+that is narrower). ``y = W x + b`` with ``W`` (O, I). Everything is fp64.
 """
 
 from __future__ import annotations
@@ -11,7 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["LowRankFactors", "OutputPCA", "low_rank_factors", "pca_of_image", "pca_of_output"]
+__all__ = [
+    "LowRankFactors",
+    "OutputPCA",
+    "Whitening",
+    "low_rank_factors",
+    "pca_of_image",
+    "pca_of_output",
+]
 
 
 @dataclass
@@ -38,14 +46,55 @@ class LowRankFactors:
         weight1: (I, K).
         weight2: (K, O).
         bias: (O,).
+        whitening: Coordinates in which the factors may be refined; not part of the layer.
     """
 
     weight1: Tensor
     weight2: Tensor
     bias: Tensor
+    whitening: Whitening | None = None
 
 
-def _descending_eigh(symmetric: Tensor) -> tuple[Tensor, Tensor]:
+@dataclass
+class Whitening:
+    """Factors of a layer in coordinates where every entry matters alike.
+
+    ``weight1 = left @ (a * scale)`` and ``weight2 = (b / scale)ᵀ @ right``: a unit change of any
+    entry of ``a`` or ``b`` costs about the same error, which a gradient step may then take for
+    all of them (K-FAC's approximation of the curvature; arXiv 1503.05671, section 3).
+
+    Attributes:
+        left_ID: From the layer's input to whitened coordinates.
+        right_DO: From whitened coordinates to the layer's output.
+        a_DK: First factor, whitened.
+        b_DK: Second factor, whitened.
+        scale_K: Root of the kept components' standard deviations.
+        centre_D: Mean of the projected side in whitened coordinates.
+        mean_O: Mean of the layer's output, which the bias keeps exact.
+    """
+
+    left_ID: Tensor
+    right_DO: Tensor
+    a_DK: Tensor
+    b_DK: Tensor
+    scale_K: Tensor
+    centre_D: Tensor
+    mean_O: Tensor
+
+    def factors(self, a_DK: Tensor, b_DK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``weight1``, ``weight2`` and ``bias`` of whitened factors; differentiable."""
+        scaled_DK = a_DK * self.scale_K
+        weight2_KO = (b_DK / self.scale_K).T @ self.right_DO
+        bias_O = self.mean_O - (self.centre_D @ scaled_DK) @ weight2_KO
+        return self.left_ID @ scaled_DK, weight2_KO, bias_O
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Whitening:
+        """The same on another device and in another type."""
+        return Whitening(**{name: value.to(device, dtype) for name, value in vars(self).items()})
+
+
+def descending_eigh(symmetric: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, descending and never negative, and eigenvectors in columns."""
     eigenvalues, eigenvectors = torch.linalg.eigh(symmetric)
     return eigenvalues.flip(0).clamp_min(0), eigenvectors.flip(1)
 
@@ -62,7 +111,7 @@ def pca_of_output(mean_O: Tensor, covariance_OO: Tensor) -> OutputPCA:
         >>> pca.eigenvalues_R
         tensor([4., 1.], dtype=torch.float64)
     """
-    eigenvalues_O, basis_OO = _descending_eigh(covariance_OO.double())
+    eigenvalues_O, basis_OO = descending_eigh(covariance_OO.double())
     return OutputPCA(mean_O.double(), eigenvalues_O, basis_OO)
 
 
@@ -88,7 +137,7 @@ def pca_of_image(
     if weight_OI.shape[0] <= weight_OI.shape[1]:
         covariance_OO = weight_OI @ covariance_II.double() @ weight_OI.T
         return pca_of_output(mean_O, (covariance_OO + covariance_OO.T) / 2)
-    variances_I, directions_II = _descending_eigh(covariance_II.double())
+    variances_I, directions_II = descending_eigh(covariance_II.double())
     root_OI = weight_OI @ (directions_II * variances_I.sqrt())
     basis_OI, singular_I, _ = torch.linalg.svd(root_OI, full_matrices=False)
     return OutputPCA(mean_O, singular_I.square(), basis_OI)

@@ -1,14 +1,15 @@
-"""Ownership of forward hooks: registered together, removed together."""
+"""What is done to a model for a while and undone, however the while ends."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["HookOwner"]
+__all__ = ["HookOwner", "frozen"]
 
 
 class HookOwner:
@@ -56,3 +57,25 @@ class HookOwner:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Let gradients pass through a module without computing those of its parameters.
+
+    Example:
+        >>> import torch
+        >>> layer, x = nn.Linear(2, 1), torch.ones(1, 2, requires_grad=True)
+        >>> with frozen(layer):
+        ...     layer(x).sum().backward()
+        >>> layer.weight.grad is None, layer.weight.requires_grad, x.grad is None
+        (True, True, False)
+    """
+    wanted = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    try:
+        for parameter in wanted:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)

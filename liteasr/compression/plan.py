@@ -24,6 +24,8 @@ class LayerPlan:
         kept_energy: Share of the output's variance that is kept, in 0…1.
         dense_params: Parameters of the layer before.
         params: Parameters of the layer after.
+        predicted_error: Relative error of the encoder's output that this layer is expected to
+            bring; 0 where the method does not predict one.
     """
 
     in_features: int
@@ -32,6 +34,7 @@ class LayerPlan:
     kept_energy: float
     dense_params: int
     params: int
+    predicted_error: float = 0.0
 
 
 @dataclass
@@ -43,6 +46,8 @@ class CompressionPlan:
         method: Name of the method that decided.
         options: Options of the method, plain values.
         calibration: Clips seen and their fingerprint.
+        predicted_error: Relative error of the encoder's output that is expected of all layers
+            together; ``None`` where the method does not predict it.
 
     Example:
         >>> layer = LayerPlan(8, 8, 2, kept_energy=0.9, dense_params=72, params=40)
@@ -55,6 +60,7 @@ class CompressionPlan:
     method: str = "none"
     options: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
+    predicted_error: float | None = None
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -81,7 +87,13 @@ class CompressionPlan:
         if present != FORMAT:
             raise ValueError(f"its format is {present!r}, not {FORMAT}")
         layers = {name: LayerPlan(**layer) for name, layer in data["layers"].items()}
-        return cls(layers, data["method"], dict(data["options"]), dict(data["calibration"]))
+        return cls(
+            layers,
+            data["method"],
+            dict(data["options"]),
+            dict(data["calibration"]),
+            data.get("predicted_error"),
+        )
 
     def to_json(self) -> str:
         """Text of ``plan.json``."""

@@ -140,6 +140,19 @@ class MomentStatistics:
         covariance_DD = self.gram_DD / self.weight - torch.outer(mean_D, mean_D)
         return (covariance_DD + covariance_DD.T) / 2
 
+    def second_moment(self) -> Tensor:
+        """Weighted sum of ``x xᵀ`` about zero, not divided by the weight, (D, D) fp64.
+
+        What a metric is made of: the sum over all vectors of the outer products of gradients.
+
+        Raises:
+            ValueError: If nothing was added.
+        """
+        self._require_data()
+        mean_D = self.mean()
+        total_DD: Tensor = self.weight * (self.covariance() + torch.outer(mean_D, mean_D))
+        return total_DD
+
     def _require_data(self) -> None:
         if not float(self.weight) > 0:
             raise ValueError("no vectors were added: nothing was calibrated on")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,6 +17,8 @@ __all__ = [
     "ENCODER_LINEARS",
     "apply_plan",
     "collect_ranks",
+    "encoder_flops",
+    "encoder_frames",
     "encoder_parameters",
     "find_linears",
     "install_factors",
@@ -151,3 +154,38 @@ def encoder_parameters(encoder: nn.Module) -> int:
         for name, parameter in encoder.named_parameters()
         if not name.startswith("embed_positions.")
     )
+
+
+def encoder_frames(encoder: nn.Module) -> int:
+    """Frames T of the encoder's output for one window, 1500 for Whisper."""
+    config: Any = encoder.config
+    return int(config.max_source_positions)
+
+
+def encoder_flops(encoder: nn.Module) -> int:
+    """Multiplications and additions of a Whisper encoder for one window, dense or low-rank.
+
+    Counted are the two convolutions, all linear layers, and the products of self-attention
+    (scores and values, ``4 T² D`` a layer); normalisations and activations are not.
+
+    Example:
+        >>> from transformers import WhisperConfig
+        >>> from transformers.models.whisper.modeling_whisper import WhisperEncoder
+        >>> with torch.device("meta"):
+        ...     encoder = WhisperEncoder(WhisperConfig())  # the default is the shape of tiny
+        >>> round(encoder_flops(encoder) / 1e9, 1)
+        36.9
+    """
+    config: Any = encoder.config
+    frames, flops = encoder_frames(encoder), 0
+    for name, module in encoder.named_modules():
+        if isinstance(module, nn.Conv1d):
+            rows = 2 * frames if name.endswith("conv1") else frames
+            flops += 2 * rows * module.weight.numel()
+        elif isinstance(module, nn.Linear):
+            flops += 2 * frames * module.weight.numel()
+        elif isinstance(module, LowRankLinear):
+            flops += 2 * frames * (module.weight1.numel() + module.weight2.numel())
+        elif name.endswith(".self_attn"):
+            flops += 4 * frames * frames * int(config.d_model)
+    return flops

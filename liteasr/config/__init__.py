@@ -2,11 +2,13 @@
 
 Example:
     >>> recipe = load_recipe("tiny_fast", ["run.seed=1"])
-    >>> recipe.run.name, recipe.run.seed, recipe.compression.thresholds
-    ('tiny_fast', 1, '0.99:0.995')
+    >>> recipe.run.name, recipe.run.seed, recipe.compression.budget.encoder_params
+    ('tiny_fast', 1, '6.48M')
 """
 
-from liteasr.config.check import METHOD_NAMES, parse_thresholds
+from liteasr.config.budget import Budget, parse_budget, parse_size
+from liteasr.config.check_compare import check_comparison
+from liteasr.config.check_compression import METHOD_NAMES, check_goal, parse_thresholds
 from liteasr.config.compose import parse_overrides
 from liteasr.config.errors import ConfigError
 from liteasr.config.load import load_recipe, to_yaml
@@ -33,13 +35,17 @@ from liteasr.config.schema import (
     Trainable,
     TrainerConfig,
 )
+from liteasr.config.schema_compare import CompareConfig, CompareMethodConfig, SearchConfig
 
 __all__ = [
     "METHOD_NAMES",
     "ROLES",
     "TRANSCRIPT_COLUMNS",
     "AttentionKernel",
+    "Budget",
     "BudgetConfig",
+    "CompareConfig",
+    "CompareMethodConfig",
     "CompressionConfig",
     "ConfigError",
     "DataConfig",
@@ -53,13 +59,18 @@ __all__ = [
     "Recipe",
     "RunConfig",
     "Schedule",
+    "SearchConfig",
     "SourceConfig",
     "SourceKind",
     "Task",
     "Trainable",
     "TrainerConfig",
+    "check_comparison",
+    "check_goal",
     "load_recipe",
+    "parse_budget",
     "parse_overrides",
+    "parse_size",
     "parse_thresholds",
     "to_yaml",
 ]

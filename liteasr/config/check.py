@@ -6,17 +6,16 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Iterator
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from liteasr.config.errors import ConfigError, did_you_mean
-from liteasr.config.schema import ROLES, BudgetConfig, Recipe, SourceConfig, SourceKind
+from liteasr.config.check_compare import check_compare, check_comparison
+from liteasr.config.check_compression import check_compression, check_goal
+from liteasr.config.errors import did_you_mean
+from liteasr.config.schema import ROLES, Recipe, SourceConfig, SourceKind
 
-__all__ = ["METHOD_NAMES", "check", "parse_thresholds"]
-
-METHOD_NAMES = ("pca", "none")
-"""Compression methods that have a name; others are named by the dotted path of their class."""
+__all__ = ["check"]
 
 PRECISIONS = (
     *("64-true", "64", "32-true", "32", "16-true", "16-mixed", "16"),
@@ -83,45 +82,25 @@ _RANGES = (
 )
 
 
-def check(recipe: Recipe, *, complete: bool = True) -> list[str]:
+def check(recipe: Recipe, *, complete: bool = True, for_comparison: bool = False) -> list[str]:
     """Everything that keeps a typed recipe from making sense, as messages that name the keys.
 
     Local paths are looked up; nothing is read and the network is not used.
 
     Args:
         recipe: The recipe.
-        complete: ``False`` if parts of it could not be read, so that absent sets and stages are no
-            error.
+        complete: ``False`` if parts of it could not be read, so that absent sets, stages and goals
+            are no error.
+        for_comparison: Whether its section ``compare`` is to be run.
     """
-    checks = [_ranges, _run, _model, _sources, _overlaps, _compression, _trainer]
+    checks = [_ranges, _run, _model, _sources, _overlaps, _trainer, check_compression]
+    checks.append(check_compare)
     if complete:
-        checks.append(_stages)
+        # The recipe of a comparison can be read by all; fit asks for the goal itself.
+        needs_goal = not (for_comparison or recipe.compare.is_asked_for)
+        checks += [_stages, partial(check_goal, needs_goal=needs_goal)]
+        checks += [check_comparison] if for_comparison else []
     return [message for one in checks for message in one(recipe)]
-
-
-def parse_thresholds(text: str) -> tuple[float, float]:
-    """Kept energy of attention layers and of MLP layers.
-
-    Args:
-        text: ``attention:mlp``, or one number for both; each above 0 and at most 1.
-
-    Raises:
-        ConfigError: The text is something else.
-
-    Example:
-        >>> parse_thresholds("0.99:0.999"), parse_thresholds("0.99")
-        ((0.99, 0.999), (0.99, 0.99))
-    """
-    try:
-        numbers = [float(part) for part in text.split(":")]
-    except ValueError:
-        numbers = []
-    if len(numbers) not in (1, 2) or not all(0 < number <= 1 for number in numbers):
-        raise ConfigError(
-            f"compression.thresholds: {text!r} is neither one number nor attention:mlp "
-            "(0.99:0.999), each above 0 and at most 1"
-        )
-    return numbers[0], numbers[-1]
 
 
 def _get(recipe: Recipe, key: str) -> Any:
@@ -228,42 +207,6 @@ def _overlaps(recipe: Recipe) -> Iterator[str]:
                 f"{key}, {other_key}: both read utterances {span} of {one.path}; "
                 "set skip and limit to keep them apart"
             )
-
-
-def _compression(recipe: Recipe) -> Iterator[str]:
-    compression = recipe.compression
-    method = compression.method
-    if method not in METHOD_NAMES and not _is_dotted(method):
-        names = ", ".join(METHOD_NAMES)
-        hint = did_you_mean(method, METHOD_NAMES)
-        yield (
-            f"compression.method: {method!r} is none of {names}, "
-            f"nor the dotted path of a class{hint}"
-        )
-    if not _is_dotted(compression.callback):
-        yield f"compression.callback: {compression.callback!r} is not the dotted path of a class"
-    try:
-        parse_thresholds(compression.thresholds)
-    except ConfigError as error:
-        yield from error.errors
-    yield from _budget(compression.budget)
-
-
-def _is_dotted(name: str) -> bool:
-    parts = name.replace(":", ".").split(".")
-    return len(parts) > 1 and all(part.isidentifier() for part in parts)
-
-
-def _budget(budget: BudgetConfig) -> Iterator[str]:
-    given = [
-        f"compression.budget.{key}" for key, value in vars(budget).items() if value is not None
-    ]
-    if given:
-        plural = " (and at most one could be set)" if len(given) > 1 else ""
-        yield (
-            f"{', '.join(given)}: budgets are not available in this version{plural}; "
-            "use compression.thresholds"
-        )
 
 
 def _stages(recipe: Recipe) -> Iterator[str]:

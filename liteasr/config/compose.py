@@ -216,7 +216,7 @@ class Composer:
                     base[name] = {}
                 self.origins[key] = origins[key]
                 self._merge(base[name], value, origins, key)
-            elif value is None and _is_source(key):
+            elif value is None and _is_entry(key):
                 self._remove(base, key, origins[key])
             else:
                 base[name] = value
@@ -227,7 +227,7 @@ class Composer:
 
     def _refuse_to_hide(self, hidden: Any, key: Key, origin: Origin) -> None:
         """Keys set below a scalar would silently take its place."""
-        if hidden is None or key[:2] == ("compression", "options"):
+        if hidden is None or _is_options(key):
             return
         self.errors.append(
             f"{dotted(key)}: is {hidden!r} ({self.origins[key].where}), "
@@ -240,13 +240,22 @@ class Composer:
             self._forget(key)
         elif self.complete:
             hint = did_you_mean(key[-1], base)
-            self.errors.append(f"{dotted(key)}: no such source to remove ({origin.where}){hint}")
+            kind = "source" if key[0] == "data" else "entry"
+            self.errors.append(f"{dotted(key)}: no such {kind} to remove ({origin.where}){hint}")
 
     def _forget(self, key: Key) -> None:
         for place in [place for place in self.origins if place[: len(key)] == key]:
             del self.origins[place]
 
 
-def _is_source(key: Key) -> bool:
-    """Whether ``key`` is an entry of a dictionary of sources, which ``null`` removes."""
-    return len(key) == 3 and key[0] == "data" and key[1] in ROLES
+def _is_entry(key: Key) -> bool:
+    """Whether ``key`` is a source or a method to compare, by name, which ``null`` removes."""
+    if len(key) != 3:
+        return False
+    return (key[0] == "data" and key[1] in ROLES) or key[:2] == ("compare", "methods")
+
+
+def _is_options(key: Key) -> bool:
+    """Whether ``key`` is a method's own options, of which any may hold any value."""
+    in_entry = key[:2] == ("compare", "methods") and key[3:4] == ("options",)
+    return key[:2] == ("compression", "options") or in_entry

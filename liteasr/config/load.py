@@ -17,7 +17,9 @@ from liteasr.config.schema import Recipe
 __all__ = ["load_recipe", "to_yaml"]
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    path: str | Path, overrides: Sequence[str] = (), *, for_comparison: bool = False
+) -> Recipe:
     """Read a recipe, merge its fragments and the overrides, and check it.
 
     Later wins: the fragments named in ``defaults:`` in their order, the recipe's own keys, the
@@ -27,6 +29,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Args:
         path: A file, or the name of a shipped recipe such as ``small_acc``.
         overrides: ``key=value`` with a dotted key and a YAML value.
+        for_comparison: Whether its section ``compare`` is to be run, and must say what.
 
     Returns:
         Plain dataclasses, without any interpolation left.
@@ -50,7 +53,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     builder = Builder(composer.origins, resolver.failures, composer.complete)
     recipe = builder.section(Recipe, values)
 
-    impossible = check(recipe, complete=composer.complete)
+    impossible = check(recipe, complete=composer.complete, for_comparison=for_comparison)
     errors = [*composer.errors, *builder.errors, *_unexplained(impossible, builder.invalid)]
     if errors:
         raise ConfigError(errors)

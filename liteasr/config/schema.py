@@ -13,6 +13,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from liteasr.config.schema_compare import CompareConfig
+
 __all__ = [
     "ROLES",
     "TRANSCRIPT_COLUMNS",
@@ -204,40 +206,47 @@ class DecodingConfig:
 
 @dataclass
 class BudgetConfig:
-    """Size to reach, instead of thresholds. At most one key may be set."""
+    """What the compression has to reach. At most one of the four goals may be set."""
 
     encoder_params: str | None = None
-    """Parameters of the encoder without its positional embedding, e.g. ``269.93M``."""
+    """Goal: parameters of the encoder without its positional embedding, e.g. ``269.93M``."""
     encoder_ratio: float | None = None
-    """The same as a share of the dense encoder."""
+    """Goal: the same as a share of the dense encoder, above 0 and below 1."""
     encoder_flops_ratio: float | None = None
-    """Arithmetic of the encoder as a share of the dense one."""
+    """Goal: arithmetic of the encoder as a share of the dense one, above 0 and below 1."""
     max_error: float | None = None
-    """Predicted relative error of the encoder's output."""
+    """Goal: predicted relative error of the encoder's output, above 0 and below 1."""
+    granularity: int = 8
+    """Ranks are multiples of this under a budget."""
 
 
 @dataclass
 class CompressionConfig:
     """What the compression callback does."""
 
-    method: str = "pca"
-    """Name in the registry, dotted path of a class, or ``none``."""
+    method: str = "auto"
+    """``auto``, ``sensitivity`` (these need a budget), ``pca`` as published, the
+    dotted path of a class, or ``none``."""
     callback: str = "liteasr.callbacks.CompressionCallback"
     """Dotted path of the callback class."""
-    thresholds: str = "0.99:0.999"
-    """Kept energy for attention layers and for MLP layers, ``attention:mlp``."""
+    thresholds: str | None = None
+    """Kept energy for attention layers and for MLP layers, ``attention:mlp``. Only method ``pca``
+    uses them; absent means ``0.99:0.999`` there."""
     rank_multiple: int = 16
-    """Ranks are multiples of this."""
+    """Ranks are multiples of this in the published rule (method ``pca``)."""
     max_rank_attention: float = 0.5
-    """Largest rank of q, k, v and out projections, as a share of the encoder's width."""
+    """Largest rank of q, k, v and out projections in the published rule (method ``pca``), as a
+    share of the encoder's width."""
     max_rank_mlp: float = 0.8
-    """Largest rank of fc1 and fc2, as a share of the encoder's width."""
-    padding_weight: float = 1.0
-    """Weight of a frame of padding in the statistics; a frame of speech counts 1."""
+    """Largest rank of fc1 and fc2 in the published rule (method ``pca``), as a share of the
+    encoder's width."""
+    padding_weight: float | None = None
+    """Weight of a frame of padding in the statistics, where a frame of speech counts 1; 1 for
+    ``pca`` as published, 0.05 for the other methods, if absent."""
     budget: BudgetConfig = field(default_factory=BudgetConfig)
-    """Size to reach, instead of thresholds."""
+    """What to reach: a size, a speed or an error."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Further keyword arguments for a method of your own."""
+    """Further keyword arguments of the method, e.g. ``metric: scalar``."""
     save_every: int = 16
     """Calibration batches between two saves of the statistics; 0 saves only at the end."""
 
@@ -307,6 +316,7 @@ class Recipe:
     data: DataConfig = field(default_factory=DataConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
     compression: CompressionConfig = field(default_factory=CompressionConfig)
+    compare: CompareConfig = field(default_factory=CompareConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)

@@ -15,8 +15,10 @@ from transformers import WhisperForConditionalGeneration
 
 from liteasr import CompressionCallback, WhisperModule
 from liteasr.compression import (
+    Budget,
     CompressionPlan,
     PCAMethod,
+    RefinedMethod,
     ThresholdRule,
     apply_plan,
     collect_ranks,
@@ -301,6 +303,45 @@ def test_every_step_can_be_overridden(folder, tmp_path):
     assert all(name.endswith("fc1") for name, _ in compression.seen)
 
 
+def refined():
+    """``auto`` on a few windows, at a size that costs something."""
+    return RefinedMethod(Budget("encoder_ratio", 0.4), refine_steps=6, learning_rate=1e-4)
+
+
+def test_blocks_that_were_finished_are_not_refined_again(folder, tmp_path, monkeypatch):
+    import liteasr.compression.blockwise
+
+    done, real = [], liteasr.compression.blockwise.refine_block
+
+    def refine(block, *rest):
+        if len(done) == 1:
+            raise KeyboardInterrupt
+        done.append(block)
+        return real(block, *rest)
+
+    monkeypatch.setattr(liteasr.compression.blockwise, "refine_block", refine)
+    options = {"statistics_dir": tmp_path / "statistics"}
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        trainer(tmp_path, [CompressionCallback(refined(), **options)]).fit(
+            WhisperModule(str(folder)), datamodule=Clips()
+        )
+    assert (tmp_path / "statistics" / "block-0.pt").is_file()
+    calls = []
+
+    def count(*arguments):
+        calls.append(arguments)
+        return real(*arguments)
+
+    monkeypatch.setattr(liteasr.compression.blockwise, "refine_block", count)
+    resumed, whole = WhisperModule(str(folder)), WhisperModule(str(folder))
+    again, clips = CompressionCallback(refined(), **options), Clips()
+    trainer(tmp_path, [again]).fit(resumed, datamodule=clips)
+    assert (clips.served, len(calls)) == (0, 1)
+    trainer(tmp_path, [CompressionCallback(refined())]).fit(whole, datamodule=Clips())
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name])
+
+
 def test_no_clips_is_an_error(folder, tmp_path):
     with pytest.raises(ValueError, match="no clips"):
         trainer(tmp_path, [callback()]).fit(WhisperModule(str(folder)), datamodule=Clips(clips=0))
@@ -325,44 +366,47 @@ def test_two_processes_give_the_ranks_of_one(folder, tmp_path):
     script.write_text(TWO_PROCESSES)
     for world in (1, 2):
         command = [sys.executable, str(script), str(folder), str(world), str(tmp_path)]
-        subprocess.run(command, check=True, timeout=300, env={**os.environ, "PYTHONPATH": PATHS})
-    one, two = (torch.load(tmp_path / f"{world}-0.pt", weights_only=True) for world in (1, 2))
-    other = torch.load(tmp_path / "2-1.pt", weights_only=True)
-    assert one["ranks"] == two["ranks"] == other["ranks"]
-    for name, tensor in two["weights"].items():
-        assert torch.equal(tensor, other["weights"][name]), "both processes hold the same factors"
+        subprocess.run(command, check=True, timeout=600, env={**os.environ, "PYTHONPATH": PATHS})
     x = torch.randn(2, 80, 100)
-    outputs = []
-    for result in (one, two):
-        model = WhisperForConditionalGeneration.from_pretrained(folder)
-        apply_plan(model, CompressionPlan.from_dict(result["plan"]))
-        model.load_state_dict(result["weights"])
-        with torch.no_grad():
-            outputs.append(copy.deepcopy(model).model.encoder(x).last_hidden_state)
-    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-3, atol=1e-3)
+    for method in ("pca", "auto"):
+        files = [tmp_path / f"{method}-{part}.pt" for part in ("1-0", "2-0", "2-1")]
+        one, two, other = (torch.load(file, weights_only=True) for file in files)
+        assert one["ranks"] == two["ranks"] == other["ranks"] != {}
+        for name, tensor in two["weights"].items():
+            assert torch.equal(tensor, other["weights"][name]), "both hold the same factors"
+        outputs = []
+        for result in (one, two):
+            model = WhisperForConditionalGeneration.from_pretrained(folder)
+            apply_plan(model, CompressionPlan.from_dict(result["plan"]))
+            model.load_state_dict(result["weights"])
+            with torch.no_grad():
+                outputs.append(copy.deepcopy(model).model.encoder(x).last_hidden_state)
+        torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-3, atol=1e-3)
 
 
 TWO_PROCESSES = """
 import sys
 import torch
 import lightning as L
-from test_compression import Clips, RULE, PCAMethod
+from test_compression import Clips, RULE, PCAMethod, refined
 from liteasr import CompressionCallback, WhisperModule
 from liteasr.compression import collect_ranks
 
 folder, world, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-module = WhisperModule(folder)
-callback = CompressionCallback(PCAMethod(RULE))
-trainer = L.Trainer(
-    accelerator="cpu", devices=world, strategy="ddp" if world > 1 else "auto", max_steps=0,
-    limit_train_batches=0, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-    enable_model_summary=False, use_distributed_sampler=False, callbacks=[callback],
-)
-trainer.fit(module, datamodule=Clips())
-content = {
-    "ranks": collect_ranks(module.model),
-    "plan": callback.plan.to_dict(),
-    "weights": module.model.state_dict(),
-}
-torch.save(content, f"{out}/{world}-{trainer.global_rank}.pt")
+for method in (PCAMethod(RULE), refined()):
+    module = WhisperModule(folder)
+    callback = CompressionCallback(method)
+    trainer = L.Trainer(
+        accelerator="cpu", devices=world, strategy="ddp" if world > 1 else "auto", max_steps=0,
+        limit_train_batches=0, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+        callbacks=[callback],
+    )
+    trainer.fit(module, datamodule=Clips())
+    content = {
+        "ranks": collect_ranks(module.model),
+        "plan": callback.plan.to_dict(),
+        "weights": module.model.state_dict(),
+    }
+    torch.save(content, f"{out}/{method.name}-{world}-{trainer.global_rank}.pt")
 """

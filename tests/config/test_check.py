@@ -6,8 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from liteasr.config import ConfigError, Recipe, SourceConfig, SourceKind, parse_thresholds
-from liteasr.config.check import METHOD_NAMES, check
+from liteasr.config import (
+    METHOD_NAMES,
+    ConfigError,
+    Recipe,
+    SourceConfig,
+    SourceKind,
+    parse_thresholds,
+)
+from liteasr.config.check import check
 
 HUB = SourceKind.hub
 
@@ -19,6 +26,7 @@ def recipe() -> Recipe:
     recipe.run.name = "mine"
     recipe.run.dir = "runs/mine"
     recipe.model.id = "openai/whisper-tiny"
+    recipe.compression.budget.encoder_params = "7M"
     recipe.data.calibration = {"a": SourceConfig(HUB, "owner/set", split="train")}
     recipe.data.test = {"a": SourceConfig(HUB, "owner/set", split="test")}
     return recipe
@@ -63,7 +71,9 @@ def test_a_good_recipe_passes(recipe: Recipe) -> None:
         ("compression.max_rank_attention", 0.0, 1.0),
         ("compression.max_rank_mlp", 1.1, 0.1),
         ("compression.padding_weight", -0.1, 0.0),
-        ("compression.padding_weight", 1.1, 1.0),
+        ("compression.padding_weight", 1.1, None),
+        ("compression.budget.granularity", 0, 1),
+        ("compression.budget.encoder_params", "six", "6M"),
         ("compression.save_every", -1, 0),
         ("finetune.max_steps", -1, 0),
         ("finetune.learning_rate", 0.0, 1e-9),
@@ -96,6 +106,7 @@ def test_value_out_of_range(recipe: Recipe, key: str, bad: object, good: object)
 
 
 def test_several_errors_at_once(recipe: Recipe) -> None:
+    recipe.compression.method = "pca"
     recipe.data.calibration_clips = 0
     recipe.data.num_workers = -1
     recipe.compression.thresholds = "2"
@@ -117,6 +128,7 @@ def test_parse_thresholds(text: str, expected: tuple[float, float]) -> None:
 def test_bad_thresholds(recipe: Recipe, text: str) -> None:
     with pytest.raises(ConfigError, match=r"compression\.thresholds: .*attention:mlp"):
         parse_thresholds(text)
+    recipe.compression.method = "pca"
     recipe.compression.thresholds = text
     assert the_error(recipe).startswith("compression.thresholds: ")
 
@@ -132,11 +144,21 @@ def test_known_methods(recipe: Recipe, name: str) -> None:
     assert check(recipe) == []
 
 
-@pytest.mark.parametrize(("name", "guess"), [("pcaa", "pca"), ("non", "none"), ("PCA", "pca")])
+@pytest.mark.parametrize(
+    ("name", "guess"),
+    [
+        ("pcaa", "pca"),
+        ("non", "none"),
+        ("PCA", "pca"),
+        ("Auto", "auto"),
+        ("sensitive", "sensitivity"),
+        ("sensitivty", "sensitivity"),
+    ],
+)
 def test_unknown_method(recipe: Recipe, name: str, guess: str) -> None:
     recipe.compression.method = name
     error = the_error(recipe)
-    assert error.startswith(f"compression.method: {name!r} is none of pca, none")
+    assert error.startswith(f"compression.method: {name!r} is none of auto, sensitivity, pca, none")
     assert f"did you mean {guess!r}?" in error
 
 
@@ -151,6 +173,89 @@ def test_unknown_precision(recipe: Recipe) -> None:
     error = the_error(recipe)
     assert error.startswith("trainer.precision: 'bf16-mix' is none of")
     assert "did you mean 'bf16-mixed'?" in error
+
+
+# ---------------------------------------------------------------------------- goals
+
+GOALS = {
+    "encoder_params": "7M",
+    "encoder_ratio": 0.9,
+    "encoder_flops_ratio": 0.9,
+    "max_error": 0.1,
+}
+BUDGETED = ("auto", "sensitivity")
+OTHERS = ("pca", "none", "my.module.Method")
+
+
+def set_goal(recipe: Recipe, method: str, *goals: str) -> None:
+    """The method and these goals, no others."""
+    recipe.compression.method = method
+    recipe.finetune.max_steps = 1
+    recipe.data.train = {"a": SourceConfig(HUB, "owner/other")}
+    for key, value in GOALS.items():
+        setattr(recipe.compression.budget, key, value if key in goals else None)
+
+
+@pytest.mark.parametrize("key", GOALS)
+@pytest.mark.parametrize("method", [*BUDGETED, "none", "my.module.Method"])
+def test_any_one_goal(recipe: Recipe, method: str, key: str) -> None:
+    set_goal(recipe, method, key)
+    assert check(recipe) == []
+
+
+@pytest.mark.parametrize("key", ["encoder_ratio", "encoder_flops_ratio", "max_error"])
+@pytest.mark.parametrize("value", [0.0, 1.0, -0.1, 1.5])
+def test_goals_are_strictly_between_0_and_1(recipe: Recipe, key: str, value: float) -> None:
+    set_goal(recipe, "auto", key)
+    setattr(recipe.compression.budget, key, value)
+    assert the_error(recipe) == f"compression.budget.{key}: {value} is not above 0 and below 1"
+
+
+@pytest.mark.parametrize("method", BUDGETED)
+def test_these_methods_need_a_goal(recipe: Recipe, method: str) -> None:
+    set_goal(recipe, method)
+    assert the_error(recipe) == (
+        f"compression.budget: method {method} needs one of "
+        "encoder_params, encoder_ratio, encoder_flops_ratio, max_error"
+    )
+
+
+@pytest.mark.parametrize("method", OTHERS)
+def test_these_methods_need_no_goal(recipe: Recipe, method: str) -> None:
+    set_goal(recipe, method)
+    assert check(recipe) == []
+
+
+@pytest.mark.parametrize("method", ["auto", "my.module.Method"])
+def test_two_goals(recipe: Recipe, method: str) -> None:
+    set_goal(recipe, method, "encoder_params", "max_error")
+    error = the_error(recipe)
+    assert error.startswith("compression.budget.encoder_params, compression.budget.max_error: ")
+    assert "only one goal can be set" in error
+
+
+@pytest.mark.parametrize("method", BUDGETED)
+def test_thresholds_belong_to_pca(recipe: Recipe, method: str) -> None:
+    recipe.compression.method = method
+    recipe.compression.thresholds = "0.99"
+    error = the_error(recipe)
+    assert error.startswith("compression.thresholds: thresholds belong to method pca")
+    assert method in error
+
+
+@pytest.mark.parametrize("method", OTHERS)
+def test_thresholds_with_a_goal(recipe: Recipe, method: str) -> None:
+    set_goal(recipe, method, "encoder_ratio")
+    recipe.compression.thresholds = "0.99:0.999"
+    assert check(recipe) == []
+
+
+@pytest.mark.parametrize("key", ["encoder_flops_ratio", "max_error"])
+def test_pca_knows_only_sizes(recipe: Recipe, key: str) -> None:
+    set_goal(recipe, "pca", key)
+    error = the_error(recipe)
+    assert error.startswith(f"compression.budget.{key}: method pca knows only sizes")
+    assert "encoder_params, encoder_ratio" in error
 
 
 # ---------------------------------------------------------------------------- stages
@@ -182,18 +287,9 @@ def test_nothing_to_do(recipe: Recipe) -> None:
 
 def test_absent_parts_are_no_error_of_an_incomplete_recipe(recipe: Recipe) -> None:
     recipe.data.calibration = {}
+    recipe.compression.budget.encoder_params = None
+    recipe.compression.thresholds = "1"
     assert check(recipe, complete=False) == []
-
-
-def test_budgets_are_not_available(recipe: Recipe) -> None:
-    recipe.compression.budget.encoder_params = "7M"
-    error = the_error(recipe)
-    assert error.startswith("compression.budget.encoder_params: budgets are not available")
-    assert "use compression.thresholds" in error
-    recipe.compression.budget.max_error = 0.1
-    error = the_error(recipe)
-    assert "compression.budget.encoder_params, compression.budget.max_error" in error
-    assert "at most one" in error
 
 
 def test_resume_and_overwrite_exclude_each_other(recipe: Recipe) -> None:

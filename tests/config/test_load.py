@@ -15,12 +15,14 @@ import pytest
 from omegaconf import DictConfig, ListConfig
 
 from liteasr.config import (
+    Budget,
     ConfigError,
     Dtype,
     Recipe,
     SourceKind,
     Task,
     load_recipe,
+    parse_budget,
     parse_overrides,
     to_yaml,
 )
@@ -36,6 +38,8 @@ BASE = {
         "  test:\n"
         "    one: {kind: hub, path: '${data.root}/one', limit: 5}\n"
         "    two: {kind: hub, path: '${data.root}/two'}\n"
+        "compression:\n"
+        "  method: pca\n"
     ),
     "recipes/plain.yaml": "defaults:\n  - model/tiny\n  - data/two\n",
 }
@@ -160,7 +164,8 @@ def test_shipped_recipe_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_shipped_fragments_serve_a_recipe_of_ones_own(write: Write) -> None:
-    recipe = load_recipe(write("defaults: [model/tiny, data/two, compression/fast]\n"))
+    recipe = load_recipe(write("defaults: [model/tiny, data/two, compression/published_fast]\n"))
+    assert recipe.compression.method == "pca"
     assert recipe.compression.thresholds == "0.99:0.995"
     assert recipe.model.task is None, "the fragment beside the recipe goes before the shipped one"
 
@@ -180,7 +185,7 @@ def test_recipes_inside_an_installed_package(
         (tmp_path / kind).mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("liteasr.config.compose._PACKAGE", tmp_path / "liteasr")
-    assert load_recipe("tiny_fast").compression.thresholds == "0.99:0.995"
+    assert load_recipe("tiny_fast").compression.budget.encoder_params == "6.48M"
 
 
 # ---------------------------------------------------------------------------- types
@@ -198,6 +203,7 @@ def test_values_are_typed(write: Write) -> None:
             "trainer.precision=32",
             "trainer.devices=[0, 1]",
             "compression.max_rank_mlp=1",
+            "compression.budget.encoder_params=7_410_000",
         ],
     )
     assert recipe.model.task is Task.translate
@@ -208,6 +214,7 @@ def test_values_are_typed(write: Write) -> None:
     assert recipe.trainer.precision == "32"
     assert recipe.trainer.devices == [0, 1]
     assert isinstance(recipe.compression.max_rank_mlp, float)
+    assert recipe.compression.budget.encoder_params == "7_410_000"
 
 
 @pytest.mark.parametrize("text", ["0123456", "1234567", "12e4567", "2024-01-01", "0x1f", "1_0"])
@@ -220,6 +227,22 @@ def test_yaml_1_1_surprises_are_absent(write: Write) -> None:
     recipe = load_recipe(write(PLAIN), ["model.language=no", "compression.thresholds=1:1"])
     assert recipe.model.language == "no"
     assert recipe.compression.thresholds == "1:1"
+
+
+@pytest.mark.parametrize(
+    ("text", "amount"), [("7410000", 7.41e6), ("429e6", 429e6), ("4.29e8", 429e6), ("0.4B", 4e8)]
+)
+def test_a_size_is_read_as_written(write: Write, text: str, amount: float) -> None:
+    recipe = load_recipe(write(PLAIN), [f"compression.budget.encoder_params={text}"])
+    assert recipe.compression.budget.encoder_params == text
+    assert parse_budget(recipe.compression.budget) == Budget("encoder_params", amount, 8)
+
+
+def test_null_takes_the_budget_of_a_recipe_away() -> None:
+    recipe = load_recipe(
+        "tiny_fast", ["compression.method=pca", "compression.budget.encoder_params=null"]
+    )
+    assert parse_budget(recipe.compression.budget) is None
 
 
 # ---------------------------------------------------------------------------- round trip
@@ -531,6 +554,13 @@ def test_what_follows_from_an_error_is_not_told_twice(write: Write) -> None:
     overrides = ["compression.method=none", "finetune.max_steps=many"]
     assert the_error(write(PLAIN), *overrides).startswith("finetune.max_steps: 'many'")
     assert the_error(write("defaults: [model/tiny, data/twoo]\n")).startswith("defaults:")
+
+
+def test_a_wrong_goal_is_not_told_as_a_missing_one(write: Write) -> None:
+    path = write(PLAIN + "compression:\n  method: auto\n")
+    for override in ("budget.max_error=low", "budget.max_eror=0.1", "budget=small"):
+        assert the_error(path, f"compression.{override}").startswith("compression.budget")
+    assert the_error(path).startswith("compression.budget: method auto needs one of")
 
 
 def test_an_unknown_key_hides_no_other_error(write: Write) -> None:

@@ -1,0 +1,125 @@
+"""Methods that walk the encoder block by block: each block makes up for those before it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from liteasr.compression.allocate import Budget
+from liteasr.compression.blocks import BlockWalk
+from liteasr.compression.factorize import LowRankFactors
+from liteasr.compression.metric import whitening_of
+from liteasr.compression.refine import Refinement, refine_block
+from liteasr.compression.sensitivity import SensitivityMethod
+from liteasr.compression.surgery import encoder_frames
+from liteasr.compression.windows import pack_windows
+
+__all__ = ["RefinedMethod"]
+
+
+class RefinedMethod(SensitivityMethod):
+    """What ``auto`` runs: one budget, the full metric, and refinement of each block.
+
+    Ranks and first factors are those of :class:`SensitivityMethod`. Then the calibration clips,
+    put together into full windows, go through the encoder once more, one block at a time: the
+    factors of a block take a few dozen steps of Adam, in coordinates that are white in the
+    layer's statistics and metric, so that the block's output, computed from what the compressed
+    blocks before it give, is that of the dense encoder. Three forward passes a block and a few
+    backward passes; never more than one block's activations.
+
+    Args:
+        budget: What to reach.
+        refine_steps: Steps for each block.
+        learning_rate: Peak learning rate, in whitened coordinates.
+        refine_windows: Windows a step.
+        options: Those of :class:`SensitivityMethod`.
+
+    Raises:
+        ValueError: If an option is out of range.
+    """
+
+    name = "auto"
+
+    def __init__(
+        self,
+        budget: Budget,
+        *,
+        refine_steps: int = 60,
+        learning_rate: float = 3e-5,
+        refine_windows: int = 2,
+        metric: str = "full",
+        damping: float = 1e-2,
+        probes: int = 1,
+        padding_weight: float = 0.05,
+        block_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(
+            budget,
+            metric=metric,
+            damping=damping,
+            probes=probes,
+            padding_weight=padding_weight,
+            block_dtype=block_dtype,
+        )
+        self.refinement = Refinement(refine_steps, learning_rate, refine_windows)
+        self._walk: BlockWalk | None = None
+
+    def prepare(self, encoder: nn.Module, linears: Mapping[str, nn.Linear]) -> None:
+        """Forget where an earlier walk was."""
+        super().prepare(encoder, linears)
+        self._walk = None
+
+    def factorize(self, name: str, rank: int) -> LowRankFactors:
+        """Factors in the metric, with the coordinates in which they are refined."""
+        linear = self.linears[name]
+        mean, covariance = self.covariance(name)
+        whitening = whitening_of(
+            linear.weight.detach(),
+            None if linear.bias is None else linear.bias.detach(),
+            mean,
+            covariance,
+            self.metric_of(name),
+            rank,
+            on_input=self.on_input(name),
+            damping=self.used_damping,
+        )
+        return replace(super().factorize(name, rank), whitening=whitening)
+
+    def before_block(self, block: nn.Module) -> None:
+        """Compute what the dense block gives."""
+        if self.refinement.steps == 0:
+            return
+        if self._walk is None:
+            assert self.encoder is not None, "prepare comes first"
+            mel_frames = 2 * encoder_frames(self.encoder)
+            windows = pack_windows(self.clips, mel_frames, self.refinement.seed)
+            self._walk = BlockWalk(self.encoder, windows, self.processes, self.padding_weight)
+        self._walk.start_block(block)
+
+    def after_block(
+        self, block: nn.Module, factors: Mapping[str, LowRankFactors]
+    ) -> Mapping[str, LowRankFactors]:
+        """Refine the factors."""
+        if self._walk is None:
+            return factors
+        if factors:
+            factors = refine_block(block, factors, self._walk, self.refinement)
+        return factors
+
+    def block_done(self, block: nn.Module) -> None:
+        """Go on to the next block."""
+        if self._walk is not None:
+            self._walk.finish_block(block)
+
+    def release(self) -> None:
+        """Drop the hidden states too."""
+        super().release()
+        self._walk = None
+
+    def options(self) -> dict[str, Any]:
+        """Those of the statistics, and of the refinement."""
+        return {**super().options(), "refinement": asdict(self.refinement)}

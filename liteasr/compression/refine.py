@@ -1,0 +1,173 @@
+"""Block refinement: the factors of one block against the dense block's output.
+
+Shape suffixes: N windows, T encoder frames, D width of the encoder.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from liteasr.compression.blocks import BlockWalk, run_block
+from liteasr.compression.factorize import LowRankFactors, Whitening
+from liteasr.compression.hooks import frozen
+
+__all__ = ["Refinement", "refine_block"]
+
+log = logging.getLogger(__name__)
+
+_WARMUP_STEPS = 5
+
+_SAMPLE_WINDOWS = 16
+"""Windows on which a block is looked at before and after, about."""
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """How the factors of a block are refined.
+
+    Attributes:
+        steps: Steps of Adam for each block; 0 leaves the factors as they are.
+        learning_rate: Peak of a cosine after a short warm-up, in the unit of the whitened
+            factors: an entry that changes by it costs about its square in relative error.
+        windows: Windows of 30 s a step, over all processes together.
+        seed: Seed of the order of windows.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    steps: int = 60
+    learning_rate: float = 3e-5
+    windows: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or self.windows < 1 or not self.learning_rate > 0:
+            raise ValueError(f"{self}: steps must be at least 0, the others above 0")
+
+
+def refine_block(
+    block: nn.Module,
+    factors: Mapping[str, LowRankFactors],
+    walk: BlockWalk,
+    refinement: Refinement,
+) -> dict[str, LowRankFactors]:
+    """Fit a compressed block, fed by compressed blocks, to the output of the dense one.
+
+    Minimises ``Σ w ‖y − ŷ‖²`` over the frames of all windows, ``w`` being that of the walk.
+    Every process must call it; gradients are summed, so their number does not matter.
+
+    Args:
+        block: The compressed block.
+        factors: Its factors with their whitening, by name within the block.
+        walk: Where the encoder is, with :meth:`~BlockWalk.start_block` done for this block.
+        refinement: Steps and learning rate.
+
+    Returns:
+        The refined factors; those given, if refinement did not lower the error of the windows that
+        are looked at.
+    """
+    layers = {name: _on(walk, one.whitening) for name, one in factors.items() if one.whitening}
+    parameters = {
+        name: (nn.Parameter(one.a_DK.clone()), nn.Parameter(one.b_DK.clone()))
+        for name, one in layers.items()
+    }
+    flat = [parameter for pair in parameters.values() for parameter in pair]
+    optimizer = torch.optim.Adam(flat, lr=refinement.learning_rate, betas=(0.9, 0.95))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, refinement.steps))
+    variance = walk.target_variance()
+    before = _error_on_sample(block, _overrides(layers, parameters, walk.dtype), walk)
+    for windows in _batches(len(walk.weight_NT), refinement):
+        optimizer.zero_grad()
+        scale = 1.0 / (float(walk.weight_NT[windows].sum()) * variance)
+        # One window at a time: the activations of a block are its largest tensors.
+        for window in windows:
+            if window in walk.mine:
+                with torch.enable_grad(), frozen(block):
+                    overrides = _overrides(layers, parameters, walk.dtype)
+                    error = _error(block, overrides, walk, walk.mine.index(window))
+                    torch.autograd.backward(error * scale)
+        _sum_gradients(flat, walk)
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        refined = {
+            name: LowRankFactors(*layers[name].factors(*parameters[name])) for name in parameters
+        }
+        after = _error_on_sample(block, _overrides(layers, parameters, walk.dtype), walk)
+    if not after < before:
+        log.warning("refinement did not help a block (error %.3g → %.3g)", before, after)
+        return dict(factors)
+    return refined
+
+
+def _error_on_sample(block: nn.Module, overrides: dict[str, Tensor], walk: BlockWalk) -> float:
+    """Weighted squared error over some of the windows of all processes."""
+    count = len(walk.weight_NT)
+    total = torch.zeros((), dtype=torch.float64)
+    for window in range(0, count, max(1, count // _SAMPLE_WINDOWS)):
+        if window in walk.mine:
+            with torch.no_grad():
+                error = _error(block, overrides, walk, walk.mine.index(window))
+            total += error.double().cpu()
+    return float(walk.processes.reduce_sum(total))
+
+
+def _on(walk: BlockWalk, whitening: Whitening) -> Whitening:
+    return whitening.to(walk.device, torch.float32)
+
+
+def _rate(steps: int, step: int) -> float:
+    warmup = min(1.0, (step + 1) / _WARMUP_STEPS)
+    return warmup * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def _batches(count: int, refinement: Refinement) -> list[list[int]]:
+    """Windows of each step, the same on every process."""
+    generator = torch.Generator().manual_seed(refinement.seed)
+    order: list[int] = []
+    size = min(refinement.windows, count)
+    while len(order) < refinement.steps * size:
+        order += torch.randperm(count, generator=generator).tolist()
+    return [order[step * size : (step + 1) * size] for step in range(refinement.steps)]
+
+
+def _overrides(
+    layers: Mapping[str, Whitening],
+    parameters: Mapping[str, tuple[Tensor, Tensor]],
+    dtype: torch.dtype,
+) -> dict[str, Tensor]:
+    overrides = {}
+    for name, whitening in layers.items():
+        values = whitening.factors(*parameters[name])
+        for part, value in zip(("weight1", "weight2", "bias"), values, strict=True):
+            overrides[f"{name}.{part}"] = value.to(dtype)
+    return overrides
+
+
+def _error(block: nn.Module, overrides: dict[str, Tensor], walk: BlockWalk, row: int) -> Tensor:
+    def call(states_NTD: Tensor, mask: None) -> Tensor:
+        output: Tensor = functional_call(block, overrides, (states_NTD, mask))
+        return output
+
+    output_NTD = run_block(call, walk.batch(walk.compressed_NTD, [row]))
+    target_TD = walk.target_NTD[row].to(walk.device)
+    weight_T = walk.weight_NT[walk.mine[row]].to(walk.device)
+    error: Tensor = ((output_NTD[0].float() - target_TD).square().sum(-1) * weight_T).sum()
+    return error
+
+
+def _sum_gradients(parameters: list[nn.Parameter], walk: BlockWalk) -> None:
+    if walk.processes.world_size == 1:
+        return
+    for parameter in parameters:
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        parameter.grad = walk.processes.reduce_sum(gradient)

@@ -1,0 +1,243 @@
+"""Ranks of all layers chosen together, by what their errors do to the encoder's output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from liteasr.compression.allocate import (
+    Budget,
+    Option,
+    allocate_budget,
+    allocate_error,
+    rank_options,
+)
+from liteasr.compression.factorize import LowRankFactors
+from liteasr.compression.gradients import GradientMethod
+from liteasr.compression.metric import MetricPCA, pca_in_metric, projected_factors
+from liteasr.compression.plan import CompressionPlan, LayerPlan
+from liteasr.compression.surgery import encoder_flops, encoder_frames, encoder_parameters
+from liteasr.compression.trial import output_error
+from liteasr.compression.windows import pack_windows
+
+__all__ = ["SensitivityMethod"]
+
+_TRIAL_WINDOWS = 8
+"""Windows of 30 s on which the error of a choice is tried."""
+
+_TRIALS = 6
+_CLOSE = 0.95
+"""A budget by error is met by an error between this share of it and itself."""
+
+
+class SensitivityMethod(GradientMethod):
+    """One budget for all layers, spent where errors matter.
+
+    Layers are projected onto their components in the metric of :class:`GradientMethod`, and all
+    ranks are chosen together: the least sum of what is left out for the budget. The error that is
+    predicted for the whole is tried on some of the calibration clips.
+
+    Args:
+        budget: What to reach.
+        metric: ``full``, ``diagonal``, ``scalar`` (the metric changes only how the budget is
+            shared) or ``none`` (sensitivity plays no part); see :class:`GradientMethod`.
+        damping: Added to a full metric, as a share of its mean eigenvalue.
+        probes: Random projections of each clip.
+        padding_weight: Weight of a frame of padding in the moments.
+        block_dtype: Type in which one batch is summed.
+
+    Raises:
+        ValueError: If an option is out of range.
+    """
+
+    name = "sensitivity"
+    budget: Budget
+
+    def __init__(
+        self,
+        budget: Budget,
+        *,
+        metric: str = "full",
+        damping: float = 1e-2,
+        probes: int = 1,
+        padding_weight: float = 0.05,
+        block_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__(
+            metric=metric, probes=probes, padding_weight=padding_weight, block_dtype=block_dtype
+        )
+        if not damping > 0:
+            raise ValueError(f"damping {damping!r} is not above 0")
+        self.budget = budget
+        self.damping = damping
+        self._metric_pca: dict[str, MetricPCA] = {}
+
+    def prepare(self, encoder: nn.Module, linears: Mapping[str, nn.Linear]) -> None:
+        """Forget the components of an earlier calibration too."""
+        super().prepare(encoder, linears)
+        self._metric_pca = {}
+
+    @property
+    def used_damping(self) -> float:
+        """Damping of the metric; only a full one needs more than rounding does."""
+        return self.damping if self.metric == "full" else 1e-9
+
+    def metric_pca(self, name: str) -> MetricPCA:
+        """Components of a layer's narrower side in its metric, computed once."""
+        if name not in self._metric_pca:
+            mean, covariance = self.covariance(name)
+            metric = self.metric_of(name)
+            self._metric_pca[name] = pca_in_metric(mean, covariance, metric, self.used_damping)
+        return self._metric_pca[name]
+
+    def allocate(self) -> CompressionPlan:
+        """Choose all ranks together.
+
+        Raises:
+            ValueError: If the budget cannot be met, or leaves nothing to compress.
+        """
+        if self.budget.kind == "max_error":
+            choice, predicted = self._choose_error(self.budget.amount)
+        else:
+            choice = self._choose_size()
+            predicted = self._trial(choice)
+        first_order = sum(option.damage for option in choice.values())
+        scale = predicted / first_order if first_order > 0 else 1.0
+        layers = {
+            name: replace(
+                self.layer_plan(name, option.value), predicted_error=scale * option.damage
+            )
+            for name, option in choice.items()
+        }
+        return CompressionPlan(layers, self.name, self.options(), predicted_error=predicted)
+
+    def _trial(self, choice: Mapping[str, Option]) -> float:
+        """Error of the encoder's output with the chosen ranks, on some of the clips.
+
+        The sum of the options' damages is an estimate of it that leaves out how errors of several
+        frames and layers add up.
+        """
+        assert self.encoder is not None
+        factors = {
+            name: SensitivityMethod.factorize(self, name, option.value)
+            for name, option in choice.items()
+            if option.value is not None
+        }
+        modules = {self.linears[name]: one for name, one in factors.items()}
+        windows = pack_windows(self.clips, 2 * encoder_frames(self.encoder))
+        return output_error(self.encoder, modules, windows, limit=_TRIAL_WINDOWS)
+
+    def _choose_error(self, wanted: float) -> tuple[dict[str, Option], float]:
+        """The smallest encoder whose error on trial is at most ``wanted``, and that error."""
+        items, allowed = self._items(flops=False), wanted
+        best: tuple[dict[str, Option], float] | None = None
+        for _ in range(_TRIALS):
+            choice = allocate_error(items, allowed)
+            error = self._trial(choice)
+            fits = error <= wanted
+            if fits and (best is None or _cost(choice) < _cost(best[0])):
+                best = choice, error
+            if fits and error > _CLOSE * wanted:
+                break
+            # First-order damage and error are proportional, nearly.
+            allowed *= 0.98 * wanted / max(error, 1e-12) if not fits else wanted / max(error, 1e-12)
+        if best is None:
+            raise ValueError(f"max_error: no ranks keep the error below {wanted}")
+        return best
+
+    def _items(self, *, flops: bool) -> dict[str, list[Option]]:
+        return {
+            name: rank_options(
+                self.metric_pca(name).eigenvalues_R,
+                self.shape(name),
+                granularity=self.budget.granularity,
+                flops=flops,
+            )
+            for name in self.linears
+        }
+
+    def _choose_size(self) -> dict[str, Option]:
+        assert self.encoder is not None
+        budget = self.budget
+        is_flops = budget.kind == "encoder_flops_ratio"
+        items = self._items(flops=is_flops)
+        dense = sum(options[0].cost for options in items.values())
+        whole: float = encoder_parameters(self.encoder)
+        if is_flops:
+            whole = encoder_flops(self.encoder) / encoder_frames(self.encoder)
+        wanted = budget.amount if budget.kind == "encoder_params" else budget.amount * whole
+        if wanted >= whole:
+            raise ValueError(
+                f"{budget.kind}: {wanted:,.0f} is not below the {whole:,.0f} of the dense encoder"
+            )
+        try:
+            return allocate_budget(items, wanted - (whole - dense))
+        except ValueError as error:
+            least = whole - dense + sum(min(o.cost for o in opts) for opts in items.values())
+            unit = "FLOPs a frame" if is_flops else "parameters"
+            raise ValueError(
+                f"{budget.kind}: {wanted:,.0f} {unit} cannot be reached; with ranks of "
+                f"{budget.granularity} the encoder still has {least:,.0f}"
+            ) from error
+
+    def layer_plan(self, name: str, rank: int | None) -> LayerPlan:
+        """The record of a decision; its kept energy is that of the layer's plain variance."""
+        shape = self.shape(name)
+        mean, covariance_DD = self.covariance(name)
+        kept = 1.0
+        if rank is not None:
+            pca = self.metric_pca(name)
+            analysis_DK, synthesis_DK = pca.analysis_DR[:, :rank], pca.synthesis_DR[:, :rank]
+            left_DD = torch.eye(len(mean)).to(mean) - synthesis_DK @ analysis_DK.T
+            weight_OI = self.linears[name].weight.detach().to(mean)
+            if self.on_input(name):
+                total = (weight_OI @ covariance_DD * weight_OI).sum()
+                left_OI = weight_OI @ left_DD
+                lost = (left_OI @ covariance_DD * left_OI).sum()
+            else:
+                total, lost = covariance_DD.trace(), (left_DD @ covariance_DD * left_DD).sum()
+            kept = 1.0 - float(lost / total) if total > 0 else 1.0
+        return LayerPlan(
+            in_features=shape.in_features,
+            out_features=shape.out_features,
+            rank=rank,
+            kept_energy=kept,
+            dense_params=shape.dense_params(),
+            params=shape.dense_params() if rank is None else shape.low_rank_params(rank),
+        )
+
+    def factorize(self, name: str, rank: int) -> LowRankFactors:
+        """Project the layer onto its first components in the metric."""
+        linear = self.linears[name]
+        bias = None if linear.bias is None else linear.bias.detach()
+        return projected_factors(
+            linear.weight.detach(),
+            bias,
+            self.metric_pca(name),
+            rank,
+            on_input=self.on_input(name),
+        )
+
+    def release(self) -> None:
+        """Drop components too."""
+        super().release()
+        self._metric_pca = {}
+
+    def options(self) -> dict[str, Any]:
+        """Budget, metric, damping, probes and padding weight."""
+        return {
+            "budget": {self.budget.kind: self.budget.amount},
+            "granularity": self.budget.granularity,
+            "metric": self.metric,
+            "damping": self.damping,
+            "probes": self.probes,
+            "padding_weight": self.padding_weight,
+        }
+
+
+def _cost(choice: Mapping[str, Option]) -> int:
+    return sum(option.cost for option in choice.values())
