@@ -253,7 +253,8 @@ class CompressionCallback(L.Callback):
         """Allocate, then factorize and swap block by block; process 0 decides for all."""
         plan = self._agreed_plan(trainer)
         plan.calibration = {"clips": clips, "fingerprint": _fingerprint(trainer)}
-        key = {**self._statistics_key(trainer, pl_module), "plan": plan.to_dict()}
+        decided = {"ranks": plan.ranks, "options": plan.options}
+        key = {**self._statistics_key(trainer, pl_module), **decided}
         store = StatisticsStore(self.statistics_dir, key, trainer.global_rank)
         blocks = _by_block(pl_module, plan.ranks)
         with progress("compressing", len(blocks), "blocks", enabled=trainer.is_global_zero) as bar:
