@@ -26,6 +26,7 @@ from liteasr.distributed import raise_together
 from liteasr.loading import load
 from liteasr.metrics import CorpusWER, EncoderRelativeError, macro_average
 from liteasr.modeling import LowRankLinear
+from liteasr.modeling.decoder import WhisperDecoder
 from liteasr.text import make_normalizer
 
 __all__ = ["WhisperModule"]
@@ -292,12 +293,22 @@ class WhisperModule(L.LightningModule):
         parts = torch.split(features_BMF.to(self.model.dtype), self.WINDOWS_AT_ONCE)
         return torch.cat([self.encoder(part).last_hidden_state for part in parts])
 
-    def _generate(self, **options: Any) -> list[str]:
+    def decoder(self) -> WhisperDecoder:
+        """The model's decoder by itself, for compression methods."""
+        special_tokens = self.processor.tokenizer.all_special_ids
+        return WhisperDecoder(self.model, special_tokens, **self._decoding())
+
+    def _decoding(self) -> dict[str, Any]:
+        options: dict[str, Any] = {}
         if self.is_multilingual:
             options |= {"language": self.hparams["language"], "task": self.hparams["task"]}
         if self.hparams["max_new_tokens"] is not None:
             options["max_new_tokens"] = self.hparams["max_new_tokens"]
-        tokens_BL = self.model.generate(num_beams=self.hparams["num_beams"], **options)
+        return options
+
+    def _generate(self, **options: Any) -> list[str]:
+        options |= {"num_beams": self.hparams["num_beams"], **self._decoding()}
+        tokens_BL = self.model.generate(**options)
         texts: list[str] = self.processor.batch_decode(tokens_BL, skip_special_tokens=True)
         return texts
 

@@ -163,6 +163,7 @@ class CompressionCallback(L.Callback):
             return
         with _calibrating(trainer, pl_module):
             self.method.processes = _processes(trainer)
+            self.method.decoder = pl_module.decoder()
             self.method.prepare(pl_module.encoder, self.select_modules(pl_module))
             started = time.perf_counter()
             clips = self._calibrate(trainer, pl_module)

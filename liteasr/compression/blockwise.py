@@ -53,6 +53,7 @@ class RefinedMethod(SensitivityMethod):
         refine_windows: int = 2,
         metric: str = "full",
         damping: float = 1e-2,
+        decoder_weight: float = 3.0,
         probes: int = 1,
         padding_weight: float = 0.05,
         block_dtype: torch.dtype = torch.float32,
@@ -61,6 +62,7 @@ class RefinedMethod(SensitivityMethod):
             budget,
             metric=metric,
             damping=damping,
+            decoder_weight=decoder_weight,
             probes=probes,
             padding_weight=padding_weight,
             block_dtype=block_dtype,
@@ -96,7 +98,7 @@ class RefinedMethod(SensitivityMethod):
         if self._walk is None:
             assert self.encoder is not None, "prepare comes first"
             mel_frames = 2 * encoder_frames(self.encoder)
-            windows = pack_windows(self.clips, mel_frames, self.refinement.seed)
+            windows = pack_windows(self.clips, mel_frames, seed=self.refinement.seed)
             self._walk = BlockWalk(self.encoder, windows, self.processes, self.padding_weight)
         self._walk.start_block(block)
 

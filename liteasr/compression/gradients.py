@@ -1,14 +1,15 @@
 """What an error at a layer's output costs: statistics of gradients.
 
 Shape suffixes: B clips, T encoder frames, D width, M mel bins, F mel frames, O output width,
-I input width.
+I input width, L tokens, V tokens of the vocabulary.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +25,9 @@ __all__ = ["METRICS", "GradientMethod"]
 METRICS = ("none", "scalar", "diagonal", "full")
 """How much is kept of what an error at a layer's output costs."""
 
+_LEAST_VARIANCE = 0.05
+"""Share of the power of a clip's output that is taken for its variance at least."""
+
 _ACTIVATION_BYTES = 2**31
 """Memory that the activations of one backward pass may take, roughly."""
 
@@ -35,11 +39,16 @@ class GradientMethod(PCAMethod):
     random projection ``vᵀ z`` of the encoder's output ``z`` on the frames that hold audio
     (Hutchinson's estimator). ``G = Σ g gᵀ`` over the frames is then, to first order and for errors
     that are independent from frame to frame, the metric in which an error of a layer costs what
-    it changes of ``z``.
+    it changes of ``z``. With a weight for the decoder, ``v`` also holds the gradient of a random
+    projection of the decoder's distributions (a factor of their Fisher information), and what
+    an error adds to the Kullback-Leibler divergence of a token counts too.
 
     Args:
         metric: ``full`` uses ``G``; ``diagonal`` its diagonal; ``scalar`` its mean; ``none``
             counts each layer's error against its own variance.
+        decoder_weight: What a nat of divergence a token costs, in units of the relative error of
+            the encoder's output; 0 asks the encoder alone, else there must be a ``decoder``. The
+            tokens are those that the dense model says: no transcripts are needed.
         probes: Random projections of each clip.
         padding_weight: Weight of a frame of padding in the moments.
         block_dtype: Type in which one batch is summed.
@@ -52,6 +61,7 @@ class GradientMethod(PCAMethod):
         self,
         *,
         metric: str = "full",
+        decoder_weight: float = 0.0,
         probes: int = 1,
         padding_weight: float = 0.05,
         block_dtype: torch.dtype = torch.float32,
@@ -61,17 +71,20 @@ class GradientMethod(PCAMethod):
             raise ValueError(f"metric {metric!r} is none of {', '.join(METRICS)}")
         if not (isinstance(probes, int) and probes >= 1):
             raise ValueError(f"probes {probes!r} is no count of at least 1")
+        if not (decoder_weight >= 0 and math.isfinite(decoder_weight)):
+            raise ValueError(f"decoder_weight {decoder_weight!r} is not a number from 0 up")
         self.metric = metric
+        self.decoder_weight = decoder_weight
         self.probes = probes
         self.gradients: dict[str, MomentStatistics] = {}
         self.squares: dict[str, Tensor] = {}
-        self.output: MomentStatistics | None = None
+        self.audio_frames = torch.zeros((), dtype=torch.float64)
         self.clips: list[Tensor] = []
 
     def prepare(self, encoder: nn.Module, linears: Mapping[str, nn.Linear]) -> None:
         """Lay out the sums of moments and of gradients."""
         super().prepare(encoder, linears)
-        self.output, self.clips = None, []
+        self.audio_frames, self.clips = torch.zeros((), dtype=torch.float64), []
         self.gradients, self.squares = {}, {}
         for name, linear in linears.items():
             like = self.statistics[self.site(name)]
@@ -134,17 +147,57 @@ class GradientMethod(PCAMethod):
         features_BMF = part.input_features.detach().requires_grad_()
         z_BTD: Tensor = self.encoder(features_BMF)[0]
         is_audio_BT = torch.arange(z_BTD.shape[1], device=z_BTD.device) < part.frames[:, None]
-        if self.output is None:
-            device = next(iter(self.statistics.values())).sum_D.device
-            self.output = MomentStatistics(z_BTD.shape[-1], device, self.block_dtype)
-        self.output.update(z_BTD[is_audio_BT])
-        shape = z_BTD.shape[1:]
+        self.audio_frames += part.frames.sum().to(self.audio_frames)
+        # In units of the relative error of a clip, to be averaged over frames.
+        unit_B = _variance(z_BTD.detach(), is_audio_BT).rsqrt()
+        unit_BT1 = (unit_B[:, None] * is_audio_BT)[..., None]
         seeds = [_seed(clip_MF) for clip_MF in part.input_features]
+        said = self._said(z_BTD) if self.decoder_weight > 0 else None
         for probe in range(self.probes):
-            noise = [_noise(shape, seed + probe) for seed in seeds]
-            v_BTD = torch.stack(noise).to(z_BTD) * is_audio_BT[..., None]
+            noise = [_noise(z_BTD.shape[1:], seed + probe) for seed in seeds]
+            v_BTD = torch.stack(noise).to(z_BTD) * unit_BT1.to(z_BTD)
+            if said is not None:
+                v_BTD = v_BTD + self._probe_decoder(z_BTD, said, part.frames, seeds, probe)
             more = probe + 1 < self.probes
             torch.autograd.backward(z_BTD, v_BTD, retain_graph=more)
+
+    def _said(self, z_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        if self.decoder is None:
+            raise ValueError(f"decoder_weight {self.decoder_weight} needs a decoder; none is set")
+        return self.decoder.transcribe(z_BTD.detach())
+
+    def _probe_decoder(
+        self,
+        z_BTD: Tensor,
+        said: tuple[Tensor, Tensor],
+        frames_B: Tensor,
+        seeds: Sequence[int],
+        probe: int,
+    ) -> Tensor:
+        """Gradient of a random projection of the decoder's distributions, (B, T, D).
+
+        With ``p`` the probabilities of a token, ``B = diag(√p) − p √pᵀ`` is a factor of the Fisher
+        information ``diag(p) − p pᵀ`` of the logits, half of which is the divergence to second
+        order.
+        """
+        assert self.decoder is not None
+        tokens_BL, predicted_BL = said
+        encoded_BTD = z_BTD.detach().requires_grad_()
+        logits_BLV = self.decoder.logits(encoded_BTD, tokens_BL).float()
+        with torch.no_grad():
+            p_BLV = logits_BLV.softmax(dim=-1)
+            v_BLV = torch.zeros_like(p_BLV)
+            for v_LV, is_LV, seed in zip(v_BLV, predicted_BL, seeds, strict=True):
+                shape = torch.Size((int(is_LV.sum()), v_LV.shape[-1]))
+                v_LV[is_LV] = _noise(shape, seed + probe).to(v_LV)
+            v_BLV *= p_BLV.sqrt()
+            v_BLV -= p_BLV * v_BLV.sum(dim=-1, keepdim=True)
+            # Per token as the error is per frame, so that a clip counts by its length in both.
+            tokens_B = predicted_BL.sum(dim=1).clamp_min(1)
+            weight_B = self.decoder_weight / 2 * frames_B / tokens_B
+            v_BLV *= weight_B.sqrt()[:, None, None]
+        (gradient_BTD,) = torch.autograd.grad(logits_BLV, encoded_BTD, v_BLV)
+        return gradient_BTD
 
     def reduce(self, reduce_sum: Callable[[Tensor], Tensor]) -> None:
         """Sum moments and gradients over all processes, and give each the clips of all."""
@@ -154,20 +207,15 @@ class GradientMethod(PCAMethod):
         for name, gradients in self.gradients.items():
             gradients.all_reduce(reduce_sum)
             self.squares[name] = reduce_sum(self.squares[name])
-        if self.output is None:  # a process without clips takes part in the sum all the same
-            like = next(iter(self.statistics.values())).sum_D
-            width = max(linear.out_features for linear in self.linears.values())
-            width = getattr(getattr(self.encoder, "config", None), "d_model", width)
-            self.output = MomentStatistics(width, like.device, self.block_dtype)
-        self.output.all_reduce(reduce_sum)
+        self.audio_frames = reduce_sum(self.audio_frames)
 
     def state_dict(self) -> dict[str, Any]:
-        """Moments, gradients, the variance of the encoder's output, and the clips."""
+        """Moments, gradients, the frames they are of, and the clips."""
         return {
             "moments": super().state_dict(),
             "gradients": {name: sums.state_dict() for name, sums in self.gradients.items()},
             "squares": {name: squares.cpu().clone() for name, squares in self.squares.items()},
-            "output": None if self.output is None else self.output.state_dict(),
+            "audio_frames": self.audio_frames.cpu().clone(),
             "clips": list(self.clips),
         }
 
@@ -182,10 +230,7 @@ class GradientMethod(PCAMethod):
         for name, sums in state["gradients"].items():
             self.gradients[name].load_state_dict(sums)
             self.squares[name] = state["squares"][name].to(self.squares[name])
-        if state["output"] is not None:
-            device = next(iter(self.statistics.values())).sum_D.device
-            self.output = MomentStatistics(len(state["output"]["sum"]), device, self.block_dtype)
-            self.output.load_state_dict(state["output"])
+        self.audio_frames = state["audio_frames"].clone()
 
     def covariance(self, name: str) -> tuple[Tensor, Tensor]:
         """Mean and covariance of the narrower side of a layer, (D,) and (D, D) fp64."""
@@ -203,12 +248,13 @@ class GradientMethod(PCAMethod):
     def metric_of(self, name: str) -> Tensor:
         """``G`` of the narrower side of a layer, (D, D) fp64.
 
-        Its unit is the relative error of the encoder's output, ``Σ‖δz‖² / Σ‖z − z̄‖²``; with
-        metric ``none`` it is that of the layer's own output.
+        Its unit is the relative error of a clip at the encoder's output, ``Σ‖δz‖² / Σ‖z − z̄‖²``,
+        averaged over clips by their frames; with metric ``none`` it is that of the layer's own
+        output.
         """
         if self.metric == "full":
-            return self.gradients[name].second_moment() / self._total_variance()
-        squares_O = self.squares[name] / self._total_variance()
+            return self.gradients[name].second_moment() / self._samples()
+        squares_O = self.squares[name] / self._samples()
         if self.metric == "scalar":
             squares_O = squares_O.mean().expand_as(squares_O)
         if self.metric == "none":
@@ -223,19 +269,32 @@ class GradientMethod(PCAMethod):
             metric_DD = metric_DD / (metric_DD * covariance_DD).sum()
         return metric_DD
 
-    def _total_variance(self) -> Tensor:
-        """``Σ‖z − z̄‖²`` over all frames that hold audio, as often as there are probes."""
-        assert self.output is not None, "nothing was observed"
-        return self.output.covariance().trace() * self.output.weight * self.probes
+    def _samples(self) -> float:
+        """Frames that hold audio, as often as there are probes."""
+        return float(self.audio_frames) * self.probes
 
     def release(self) -> None:
         """Drop sums and clips too."""
         super().release()
-        self.gradients, self.squares, self.output, self.clips = {}, {}, None, []
+        self.gradients, self.squares, self.clips = {}, {}, []
 
     def statistics_options(self) -> dict[str, Any]:
         """Only what changes the sums: they serve every metric."""
-        return {**super().statistics_options(), "probes": self.probes}
+        sums = {"probes": self.probes, "decoder_weight": self.decoder_weight}
+        return {**super().statistics_options(), **sums}
+
+
+def _variance(z_BTD: Tensor, is_audio_BT: Tensor) -> Tensor:
+    """Variance of a clip's frames about their mean, summed over channels, (B,) fp64.
+
+    Silence hardly varies; it must not outweigh all else.
+    """
+    z_BTD = z_BTD.double()
+    weight_BT1 = is_audio_BT[..., None].to(z_BTD)
+    count_B1 = weight_BT1.sum(dim=1).clamp_min(1)
+    mean_BD = (weight_BT1 * z_BTD).sum(dim=1) / count_B1
+    power_B = (weight_BT1 * z_BTD.square()).sum(dim=(1, 2)) / count_B1[:, 0]
+    return torch.maximum(power_B - mean_BD.square().sum(dim=1), _LEAST_VARIANCE * power_B)
 
 
 def _seed(features_MF: Tensor) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from liteasr.compression.factorize import LowRankFactors
 from liteasr.compression.plan import CompressionPlan
 
-__all__ = ["AllocationError", "CalibrationBatch", "CompressionMethod", "Processes"]
+__all__ = ["AllocationError", "CalibrationBatch", "CompressionMethod", "Decoder", "Processes"]
 
 
 class AllocationError(ValueError):
@@ -46,6 +46,23 @@ class Processes:
     world_size: int = 1
     reduce_sum: Callable[[Tensor], Tensor] = _same
     gather: Callable[[Any], list[Any]] = _alone
+
+
+class Decoder(Protocol):
+    """The dense model's decoder, as far as a method may need it.
+
+    Shape suffixes: B clips, T encoder frames, D width, L tokens, V tokens of the vocabulary.
+    """
+
+    def transcribe(self, encoded_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """What the model itself says of clips, from the encoder's output.
+
+        Returns:
+            Tokens to feed to the decoder, (B, L), and where it predicts text or its end, (B, L).
+        """
+
+    def logits(self, encoded_BTD: Tensor, tokens_BL: Tensor) -> Tensor:
+        """Logits of the next token after each one, (B, L, V), differentiable."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +103,8 @@ class CompressionMethod(ABC):
     name: str = "custom"
     processes: Processes = Processes()
     """Set by the callback before :meth:`prepare`."""
+    decoder: Decoder | None = None
+    """Set by the callback before :meth:`prepare`, and taken away when all is done."""
 
     def prepare(self, encoder: nn.Module, linears: Mapping[str, nn.Linear]) -> None:
         """Take note of the encoder and of the layers that may be compressed."""
@@ -155,7 +174,7 @@ class CompressionMethod(ABC):
 
     def release(self) -> None:
         """Let go of the encoder, its layers and whatever was computed from them."""
-        self.encoder, self.linears = None, {}
+        self.encoder, self.linears, self.decoder = None, {}, None
 
     def options(self) -> dict[str, Any]:
         """Options worth recording in the plan, plain values."""

@@ -26,8 +26,8 @@ from liteasr.compression.windows import pack_windows
 
 __all__ = ["SensitivityMethod"]
 
-_TRIAL_WINDOWS = 8
-"""Windows of 30 s on which the error of a choice is tried."""
+_TRIAL_CLIPS = 16
+"""Clips on which the error of a choice is tried."""
 
 _TRIALS = 6
 _CLOSE = 0.95
@@ -46,6 +46,7 @@ class SensitivityMethod(GradientMethod):
         metric: ``full``, ``diagonal``, ``scalar`` (the metric changes only how the budget is
             shared) or ``none`` (sensitivity plays no part); see :class:`GradientMethod`.
         damping: Added to a full metric, as a share of its mean eigenvalue.
+        decoder_weight: What the decoder's divergence counts; see :class:`GradientMethod`.
         probes: Random projections of each clip.
         padding_weight: Weight of a frame of padding in the moments.
         block_dtype: Type in which one batch is summed.
@@ -63,12 +64,17 @@ class SensitivityMethod(GradientMethod):
         *,
         metric: str = "full",
         damping: float = 1e-2,
+        decoder_weight: float = 0.0,
         probes: int = 1,
         padding_weight: float = 0.05,
         block_dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(
-            metric=metric, probes=probes, padding_weight=padding_weight, block_dtype=block_dtype
+            metric=metric,
+            decoder_weight=decoder_weight,
+            probes=probes,
+            padding_weight=padding_weight,
+            block_dtype=block_dtype,
         )
         if not damping > 0:
             raise ValueError(f"damping {damping!r} is not above 0")
@@ -119,7 +125,8 @@ class SensitivityMethod(GradientMethod):
         """Error of the encoder's output with the chosen ranks, on some of the clips.
 
         The sum of the options' damages is an estimate of it that leaves out how errors of several
-        frames and layers add up.
+        frames and layers add up. Each clip has a window of its own: full windows of several
+        clips err about twice as much.
         """
         assert self.encoder is not None
         factors = {
@@ -128,8 +135,8 @@ class SensitivityMethod(GradientMethod):
             if option.value is not None
         }
         modules = {self.linears[name]: one for name, one in factors.items()}
-        windows = pack_windows(self.clips, 2 * encoder_frames(self.encoder))
-        return output_error(self.encoder, modules, windows, limit=_TRIAL_WINDOWS)
+        windows = pack_windows(self.clips, 2 * encoder_frames(self.encoder), single=1.0)
+        return output_error(self.encoder, modules, windows, limit=_TRIAL_CLIPS)
 
     def _choose_error(self, wanted: float) -> tuple[dict[str, Option], float]:
         """The smallest encoder whose error on trial is at most ``wanted``, and that error."""
@@ -234,6 +241,7 @@ class SensitivityMethod(GradientMethod):
             "granularity": self.budget.granularity,
             "metric": self.metric,
             "damping": self.damping,
+            "decoder_weight": self.decoder_weight,
             "probes": self.probes,
             "padding_weight": self.padding_weight,
         }

@@ -16,9 +16,6 @@ __all__ = ["Windows", "pack_windows"]
 _FLOOR = 2.0
 """Whisper's log-mel features end this far below the loudest one (8 of log10, scaled by 1/4)."""
 
-_SINGLE = 0.3
-"""Share of windows that hold one clip and its padding, as in use."""
-
 
 @dataclass
 class Windows:
@@ -33,7 +30,9 @@ class Windows:
     frames_N: Tensor
 
 
-def pack_windows(clips: Sequence[Tensor], mel_frames: int, seed: int = 0) -> Windows:
+def pack_windows(
+    clips: Sequence[Tensor], mel_frames: int, *, single: float = 0.3, seed: int = 0
+) -> Windows:
     """Put clips behind each other until a window is full; some windows keep one clip alone.
 
     The order is random and depends on the seed and the number of clips only. What does not fit
@@ -42,6 +41,8 @@ def pack_windows(clips: Sequence[Tensor], mel_frames: int, seed: int = 0) -> Win
     Args:
         clips: Log-mel features of each clip without its padding, (M, F).
         mel_frames: Frames of a window, 3000 for Whisper.
+        single: Share of windows that hold one clip and its padding, as short utterances do in
+            use.
         seed: Seed of the order.
 
     Example:
@@ -53,7 +54,7 @@ def pack_windows(clips: Sequence[Tensor], mel_frames: int, seed: int = 0) -> Win
     order = torch.randperm(len(clips), generator=generator).tolist()
     features, frames = [], []
     while order:
-        is_single = float(torch.rand((), generator=generator)) < _SINGLE
+        is_single = float(torch.rand((), generator=generator)) < single
         parts = [clips[order.pop()]]
         while order and not is_single and sum(part.shape[1] for part in parts) < mel_frames:
             parts.append(clips[order.pop()])

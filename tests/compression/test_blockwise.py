@@ -18,7 +18,7 @@ from liteasr.compression.refine import Refinement
 from liteasr.compression.windows import Windows, pack_windows
 
 BUDGET = Budget("encoder_ratio", 0.4)
-OPTIONS = {"refine_steps": 30, "learning_rate": 1e-4}
+OPTIONS = {"refine_steps": 30, "learning_rate": 1e-4, "decoder_weight": 0.0}
 
 
 def compress(model, features, **options):

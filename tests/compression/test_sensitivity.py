@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from helpers.tiny import give_opinions
 
 from liteasr.compression import (
     Budget,
@@ -15,6 +16,7 @@ from liteasr.compression import (
     encoder_parameters,
     find_linears,
 )
+from liteasr.modeling.decoder import WhisperDecoder
 
 HALF = Budget("encoder_ratio", 0.7)
 
@@ -78,6 +80,38 @@ def test_the_metric_says_what_an_independent_error_costs(fp64, name):
     assert actual == pytest.approx(expected, rel=0.1)
 
 
+def test_with_the_decoder_the_metric_says_what_an_error_costs_there_too(fp64):
+    model, features = fp64
+    give_opinions(model)
+    weight, name = 50.0, "model.encoder.layers.1.fc2"
+    method = SensitivityMethod(HALF, probes=64, decoder_weight=weight)
+    method.decoder = WhisperDecoder(model, [0, 1])
+    method = calibrated(model, features, method)
+    alone = calibrated(model, features, SensitivityMethod(HALF, probes=64))
+    noisy, generator = copy.deepcopy(model), torch.Generator().manual_seed(2)
+    noisy.get_submodule(name).register_forward_hook(
+        lambda _m, _a, y: y + 1e-3 * torch.randn(y.shape, generator=generator, dtype=y.dtype)
+    )
+    divergence = frames = 0.0
+    for x, length in features * 32:
+        with torch.no_grad():
+            z, hat = (m.model.encoder(x).last_hidden_state for m in (model, noisy))
+            tokens, predicted = method.decoder.transcribe(z)
+            p, q = (method.decoder.logits(e, tokens).log_softmax(-1) for e in (z, hat))
+        per_token = (p.exp() * (p - q)).sum(-1) * predicted
+        divergence += float((per_token.sum(1) / predicted.sum(1) * length).sum())
+        frames += float(length.sum())
+    added = float((method.metric_of(name) - alone.metric_of(name)).trace())
+    assert added > 0.2 * float(alone.metric_of(name).trace())
+    assert weight * divergence / frames == pytest.approx(1e-6 * added, rel=0.15)
+
+
+def test_a_weight_for_the_decoder_needs_one(fp64):
+    model, features = fp64
+    with pytest.raises(ValueError, match="needs a decoder"):
+        calibrated(model, features, SensitivityMethod(HALF, decoder_weight=1.0))
+
+
 def test_scalar_diagonal_and_full_metrics_agree_on_the_whole(fp64):
     model, features = fp64
     name = "model.encoder.layers.0.self_attn.v_proj"
@@ -107,7 +141,9 @@ def test_sums_do_not_depend_on_how_clips_are_put_into_batches(fp64):
         for size in (1, 4)
     )
     for name in find_linears(model):
-        torch.testing.assert_close(one.metric_of(name), four.metric_of(name), rtol=1e-9, atol=0)
+        expected = four.metric_of(name)
+        rounding = 1e-12 * float(expected.abs().max())  # sums that cancel
+        torch.testing.assert_close(one.metric_of(name), expected, rtol=1e-9, atol=rounding)
     assert all(map(torch.equal, one.clips, four.clips))
 
 
@@ -193,6 +229,7 @@ def test_statistics_go_on_after_a_stop(fp64):
         ({"metric": "fll"}, "none of none, scalar, diagonal, full"),
         ({"damping": 0}, "damping"),
         ({"probes": 0}, "probes"),
+        ({"decoder_weight": -1.0}, "decoder_weight"),
     ],
 )
 def test_impossible_options_are_named(options, message):

@@ -1,5 +1,7 @@
 """A Whisper small enough for any test."""
 
+import torch
+from torch import nn
 from transformers import WhisperConfig
 
 
@@ -25,3 +27,16 @@ def tiny_config(**changes):
         "begin_suppress_tokens": None,
     }
     return WhisperConfig(**{**options, **changes})
+
+
+def give_opinions(model):
+    """Make a random decoder listen to the encoder and prefer some tokens to others."""
+    generator = torch.Generator().manual_seed(5)
+    weight = model.proj_out.weight
+    random = torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+    model.proj_out.weight = nn.Parameter(0.4 * random.to(weight))
+    with torch.no_grad():
+        for layer in model.model.decoder.layers:
+            layer.encoder_attn.out_proj.weight.mul_(10)
+            layer.encoder_attn.v_proj.weight.mul_(10)
+    return model
