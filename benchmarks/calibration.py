@@ -1,15 +1,16 @@
 """What calibration costs: time over a plain encoder forward, and memory over clips.
 
     python benchmarks/calibration.py time   [--model M] [--speech D] [--clips 16] [--rounds 7]
-                                            [--method pca|sensitivity]
+                                            [--method pca|sensitivity|auto]
     python benchmarks/calibration.py memory [--model M] [--speech D] [--clips 16 64 256]
-    python benchmarks/calibration.py large  [--clips 2]
+    python benchmarks/calibration.py large  [--clips 2] [--method pca|sensitivity]
 
 ``time`` alternates plain forward and calibration of the same batches in one process and prints
 the ratio of the medians. ``memory`` runs the whole callback, each number of clips in a process
 of its own, beside a process that stores activations as the published script does; glibc is told
 to give blocks of a megabyte back when they are freed, so that the peak is what was in use.
-``large`` calibrates and factorizes an encoder of large-v3's shape with random weights.
+``large`` calibrates and factorizes an encoder of large-v3's shape with random weights. Of ``auto``
+only the calibration is timed, with the transcripts that it makes; no refinement.
 """
 
 from __future__ import annotations
@@ -35,9 +36,8 @@ from liteasr.compression import (
     Budget,
     CalibrationBatch,
     CompressionMethod,
-    PCAMethod,
-    SensitivityMethod,
     apply_plan,
+    build_method,
     encoder_parameters,
     find_linears,
 )
@@ -69,6 +69,11 @@ def trainer(callback: L.Callback) -> L.Trainer:
     )
 
 
+def make_method(name: str) -> CompressionMethod:
+    """A method with a goal, where it needs one."""
+    return build_method(name, **({} if name == "pca" else {"budget": Budget("encoder_ratio", 0.6)}))
+
+
 def measure_time(
     model: str, speech: Path, clips: int, rounds: int, method_name: str
 ) -> dict[str, Any]:
@@ -80,9 +85,8 @@ def measure_time(
         CalibrationBatch(batch["input_features"], batch["frames"])
         for batch in data.calibration_dataloader()
     ]
-    method: CompressionMethod = PCAMethod()
-    if method_name == "sensitivity":
-        method = SensitivityMethod(Budget("encoder_ratio", 0.8))
+    method = make_method(method_name)
+    method.decoder = module.decoder()
     method.prepare(module.encoder, find_linears(module.model))
     seconds: dict[str, list[float]] = {"plain": [], "calibration": []}
     with torch.no_grad():
@@ -141,7 +145,7 @@ def measure_memory(model: str, speech: Path, clips: int, *, store: bool) -> dict
     return {"clips": clips, "store": store, "loaded_mb": round(before), "peak_mb": round(peak)}
 
 
-def measure_large(clips: int) -> dict[str, Any]:
+def measure_large(clips: int, method_name: str) -> dict[str, Any]:
     """Calibrate and factorize an encoder of large-v3's shape."""
     config = WhisperConfig(
         d_model=1280,
@@ -157,7 +161,7 @@ def measure_large(clips: int) -> dict[str, Any]:
     torch.manual_seed(0)
     model = WhisperForConditionalGeneration(config).eval()
     dense = encoder_parameters(model.get_encoder())
-    method: CompressionMethod = PCAMethod()
+    method = make_method(method_name)
     method.prepare(model.get_encoder(), find_linears(model))
     started = time.perf_counter()
     for _ in range(clips):
@@ -166,6 +170,7 @@ def measure_large(clips: int) -> dict[str, Any]:
     plan = method.allocate()
     apply_plan(model, plan, {n: method.factorize(n, rank) for n, rank in plan.ranks.items()})
     return {
+        "method": method_name,
         "clips": clips,
         "calibrate_s": round(calibrated - started, 1),
         "factorize_s": round(time.perf_counter() - calibrated, 1),
@@ -183,14 +188,14 @@ def main() -> None:
     parser.add_argument("--speech", type=Path, default=Path("../shared/speech"))
     parser.add_argument("--clips", type=int, nargs="+")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--method", choices=["pca", "sensitivity"], default="pca")
+    parser.add_argument("--method", choices=["pca", "sensitivity", "auto"], default="pca")
     parser.add_argument("--store", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.what == "time":
         clips = (args.clips or [16])[0]
         result = measure_time(args.model, args.speech, clips, args.rounds, args.method)
     elif args.what == "large":
-        result = measure_large((args.clips or [2])[0])
+        result = measure_large((args.clips or [2])[0], args.method)
     elif args.what == "one":
         result = measure_memory(args.model, args.speech, args.clips[0], store=args.store)
     else:
