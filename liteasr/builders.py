@@ -25,6 +25,7 @@ from liteasr.config import (
     CompressionConfig,
     ConfigError,
     Recipe,
+    Weights,
     parse_budget,
     parse_thresholds,
 )
@@ -67,6 +68,7 @@ def build_module(recipe: Recipe, model_id: str | None = None) -> WhisperModule:
         task=None if model.task is None else model.task.value,
         dtype=model.dtype.value,
         attention=model.attention.value,
+        random_weights=model_id is None and model.weights is Weights.random,
         num_beams=recipe.decoding.num_beams,
         max_new_tokens=recipe.decoding.max_new_tokens,
         trainable=train.trainable.value,

@@ -20,7 +20,7 @@ from liteasr.builders import (
 )
 from liteasr.cli import recipe_parser, run_main
 from liteasr.compression import AllocationError, CompressionPlan
-from liteasr.config import ConfigError, Recipe, check_goal, load_recipe, to_yaml
+from liteasr.config import ConfigError, Recipe, Weights, check_goal, load_recipe, to_yaml
 from liteasr.console import console, table
 from liteasr.data import SpeechDataModule
 from liteasr.export import write_model_card
@@ -82,7 +82,7 @@ def _run_stages(
 ) -> dict[str, Any]:
     stages: dict[str, Any] = {"dense": None, "compressed": None, "finetuned": None}
     timing = {"calibrate": 0.0, "factorize": 0.0, "finetune": 0.0, "evaluate": 0.0}
-    if recipe.evaluation.dense:
+    if recipe.evaluation.dense and recipe.model.weights is Weights.pretrained:
         stages["dense"] = run.stage("dense", lambda: evaluate_module(recipe, module, datamodule))
         run.log("dense", stages["dense"])
     if recipe.compression.method != "none":

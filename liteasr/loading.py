@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import torch
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
+    AutoModelForSpeechSeq2Seq,
+    GenerationConfig,
     WhisperConfig,
     WhisperForConditionalGeneration,
     WhisperProcessor,
@@ -18,7 +21,9 @@ import liteasr.modeling  # noqa: F401  (registers model type lite-whisper)
 from liteasr.config import ConfigError
 from liteasr.modeling import LiteWhisperConfig, LiteWhisperForConditionalGeneration
 
-__all__ = ["load", "load_config", "load_model", "load_processor"]
+__all__ = ["load", "load_config", "load_model", "load_processor", "make_model"]
+
+log = logging.getLogger(__name__)
 
 
 def load(
@@ -28,6 +33,7 @@ def load(
     processor_id: str | None = None,
     dtype: str = "float32",
     attention: str = "sdpa",
+    random_weights: bool = False,
 ) -> tuple[WhisperForConditionalGeneration, WhisperProcessor]:
     """Load a checkpoint and its processor from a folder or the hub.
 
@@ -37,6 +43,7 @@ def load(
         processor_id: Where tokenizer and feature extractor are, if not with the model.
         dtype: Type of the weights: ``float32``, ``bfloat16``, ``float16``.
         attention: Attention implementation of transformers.
+        random_weights: Draw the weights from torch's seed instead of loading any.
 
     Returns:
         The model in evaluation mode, and the processor.
@@ -48,8 +55,8 @@ def load(
     config = load_config(model_id, revision)
     processor = load_processor(processor_id or model_id, revision=revision)
     _check_fit(config, processor, processor_id or model_id)
-    model = load_model(model_id, revision=revision, dtype=dtype, attention=attention)
-    return model, processor
+    make = make_model if random_weights else load_model
+    return make(model_id, revision=revision, dtype=dtype, attention=attention), processor
 
 
 def load_config(model_id: str, revision: str | None = None) -> WhisperConfig:
@@ -104,6 +111,22 @@ def load_model(
                 f"model.id: the weights of {model_id} have {problem.replace('_', ' ')}: "
                 f"{', '.join(names[:3])}{' …' if len(names) > 3 else ''}"
             )
+    return model.eval()
+
+
+def make_model(
+    model_id: str, *, revision: str | None = None, dtype: str = "float32", attention: str = "sdpa"
+) -> WhisperForConditionalGeneration:
+    """A model of a checkpoint's shape with random weights; see :func:`load`."""
+    model_id = _expanded(model_id)
+    config = load_config(model_id, revision)
+    model: WhisperForConditionalGeneration = AutoModelForSpeechSeq2Seq.from_config(
+        config, dtype=getattr(torch, dtype), attn_implementation=attention
+    )
+    try:
+        model.generation_config = GenerationConfig.from_pretrained(model_id, revision=revision)
+    except OSError:
+        log.info("%s has no generation_config.json", model_id)
     return model.eval()
 
 

@@ -49,6 +49,8 @@ class WhisperModule(L.LightningModule):
         task: ``transcribe`` or ``translate``, for a multilingual checkpoint.
         dtype: Type of the weights.
         attention: Attention implementation of transformers.
+        random_weights: Draw the weights from torch's seed instead of loading any; a checkpoint of
+            Lightning's brings its own.
         num_beams: Beams; 1 is greedy.
         max_new_tokens: Tokens for one window at most.
         trainable: ``factors``, ``encoder`` or ``all``.
@@ -84,6 +86,7 @@ class WhisperModule(L.LightningModule):
         task: str | None = None,
         dtype: str = "float32",
         attention: str = "sdpa",
+        random_weights: bool = False,
         num_beams: int = 1,
         max_new_tokens: int | None = None,
         trainable: str = "factors",
@@ -101,6 +104,7 @@ class WhisperModule(L.LightningModule):
             processor_id=processor_id,
             dtype=dtype,
             attention=attention,
+            random_weights=random_weights,
         )
         self._check_language(language, task)
         self._check_length(max_new_tokens)

@@ -10,7 +10,7 @@ import torch
 
 from liteasr.builders import build_trainer
 from liteasr.compression import encoder_parameters
-from liteasr.config import Recipe
+from liteasr.config import Recipe, Weights
 from liteasr.console import console
 from liteasr.data import SpeechDataModule
 from liteasr.export import export_model
@@ -62,8 +62,11 @@ def evaluate_module(
 def evaluate_against_dense(
     recipe: Recipe, module: WhisperModule, datamodule: SpeechDataModule, role: str = "test"
 ) -> dict[str, Any]:
-    """:func:`evaluate_module` with the encoder's error, if the recipe asks for it."""
-    if recipe.evaluation.encoder_error:
+    """:func:`evaluate_module` with the encoder's error, if the recipe asks for it.
+
+    There is none where training began with random weights.
+    """
+    if recipe.evaluation.encoder_error and recipe.model.weights is Weights.pretrained:
         source = recipe.model
         dense = load_model(source.id, revision=source.revision, dtype=source.dtype.value)
         module.compare_with(dense.get_encoder())

@@ -34,6 +34,7 @@ from liteasr.config.schema import (
     Task,
     Trainable,
     TrainerConfig,
+    Weights,
 )
 from liteasr.config.schema_compare import CompareConfig, CompareMethodConfig, SearchConfig
 
@@ -65,6 +66,7 @@ __all__ = [
     "Task",
     "Trainable",
     "TrainerConfig",
+    "Weights",
     "check_comparison",
     "check_goal",
     "load_recipe",

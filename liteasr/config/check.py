@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from liteasr.config.check_compare import check_compare, check_comparison
 from liteasr.config.check_compression import check_compression, check_goal
 from liteasr.config.errors import did_you_mean
-from liteasr.config.schema import ROLES, Recipe, SourceConfig, SourceKind
+from liteasr.config.schema import ROLES, Recipe, SourceConfig, SourceKind, Weights
 
 __all__ = ["check"]
 
@@ -67,6 +67,7 @@ _RANGES = (
             "trainer.gradient_clip_val",
         ),
     ),
+    _Range(lambda x: 0 <= x <= 1, "from 0 to 1", ("data.train_timestamps",)),
     _Range(lambda x: 0 < x < math.inf, "above 0", ("finetune.learning_rate",)),
     _Range(
         lambda x: 0 < x <= 1,
@@ -216,6 +217,8 @@ def _stages(recipe: Recipe) -> Iterator[str]:
         yield "data.calibration: names no source, but compression.method needs calibration clips"
     if trains and not recipe.data.train:
         yield "data.train: names no source, but finetune.max_steps asks for training"
+    if recipe.model.weights is Weights.random and compresses:
+        yield "model.weights: random weights cannot be compressed; set compression.method=none"
     if not compresses and not trains:
         yield (
             "compression.method, finetune.max_steps: nothing to do: "

@@ -37,6 +37,7 @@ __all__ = [
     "Task",
     "Trainable",
     "TrainerConfig",
+    "Weights",
 ]
 
 ROLES = ("calibration", "train", "val", "test")
@@ -51,6 +52,13 @@ class Dtype(Enum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
+
+
+class Weights(Enum):
+    """Where the weights come from."""
+
+    pretrained = "pretrained"
+    random = "random"
 
 
 class AttentionKernel(Enum):
@@ -126,6 +134,9 @@ class ModelConfig:
 
     id: str = MISSING
     """Hub id or local folder, dense Whisper or lite-whisper."""
+    weights: Weights = Weights.pretrained
+    """``pretrained``, or ``random`` for training from nothing: then ``id`` needs no weights, and
+    the model is measured only after training."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     processor: str | None = None
@@ -184,6 +195,9 @@ class DataConfig:
     """Clips a calibration step on one process."""
     train_batch_size: int = 8
     """Clips a training step on one process."""
+    train_timestamps: float = 0.0
+    """Share of the training clips that are learned with timestamps, from 0 to 1: those of their
+    ``segments`` where a set tells them (``start``, ``end``, ``text``), else start and end."""
     eval_batch_size: int = 16
     """Utterances decoded together on one process."""
     num_workers: int = 1

@@ -235,6 +235,8 @@ class SpeechDataModule(L.LightningDataModule):
             encode = LabelEncoder(self.processor.tokenizer, self.language, self.task)
         except ValueError as error:
             raise ConfigError(f"model.language: {error}") from error
+        if self.data.train_timestamps > 0 and not encode.has_timestamps:
+            raise ConfigError("data.train_timestamps: the tokenizer has no timestamp tokens")
         return training_loader(
             sets,
             self.log_mel,
@@ -244,6 +246,7 @@ class SpeechDataModule(L.LightningDataModule):
             batch_size=self.data.train_batch_size,
             num_workers=self.data.num_workers,
             seed=self.seed,
+            timestamps=self.data.train_timestamps,
         )
 
     # ------------------------------------------------------------------ evaluation

@@ -4,19 +4,37 @@ from __future__ import annotations
 
 import copy
 import logging
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypedDict
 
 from transformers import WhisperTokenizer
+from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from liteasr.text import is_english_only
 
-__all__ = ["LabelEncoder"]
+__all__ = ["LabelEncoder", "Segment"]
 
 log = logging.getLogger(__name__)
+
+_TICK = 0.02
+"""Seconds between two timestamp tokens."""
+
+_UNSPACED = {"zh", "yue", "ja", "th", "lo", "my"}
+"""Languages that Whisper writes without spaces between words."""
+
+
+class Segment(TypedDict):
+    """A part of a clip, in seconds from its start, and what is said there."""
+
+    start: float
+    end: float
+    text: str
 
 
 class LabelEncoder:
     """From a transcript to the tokens that the decoder should say.
+
+    As Whisper's own, texts begin with a space in languages that have any.
 
     Args:
         tokenizer: The checkpoint's tokenizer; it is copied.
@@ -37,9 +55,43 @@ class LabelEncoder:
         elif not is_english_only(tokenizer):
             log.warning("model.language: not set, so the labels of training name no language")
         self._tokenizer.set_prefix_tokens(language=name, task=task, predict_timestamps=False)
-        self._start = self._tokenizer.convert_tokens_to_ids("<|startoftranscript|>")
+        code = TO_LANGUAGE_CODE.get((name or "en").lower(), name)
+        self._lead = "" if code in _UNSPACED else " "
+        # The model itself puts the first of the prompt before the labels.
+        self._prompt: list[int] = list(self._tokenizer.prefix_tokens[1:])
+        self._no_timestamps: int = self._tokenizer.convert_tokens_to_ids("<|notimestamps|>")
+        self._end: int = self._tokenizer.eos_token_id
+        self._zero: int = self._tokenizer.convert_tokens_to_ids("<|0.00|>")
+
+    @property
+    def has_timestamps(self) -> bool:
+        """Whether the tokenizer has tokens for times."""
+        return self._zero not in (None, self._tokenizer.unk_token_id)
 
     def __call__(self, text: str) -> list[int]:
-        """Prefix tokens but the first, text, end token; the model itself puts the first before."""
-        tokens: list[int] = self._tokenizer(text).input_ids
-        return tokens[1:] if tokens[0] == self._start else tokens
+        """Prompt but its first token, text, end token."""
+        return [*self._prompt, *self._text(text), self._end]
+
+    def with_timestamps(self, segments: Sequence[Segment]) -> list[int]:
+        """The same, with the time at which each segment starts and ends around its text.
+
+        Raises:
+            ValueError: If the tokenizer has no tokens for times.
+        """
+        if not self.has_timestamps:
+            raise ValueError("the tokenizer has no timestamp tokens such as <|0.00|>")
+        labels = [token for token in self._prompt if token != self._no_timestamps]
+        for segment in segments:
+            labels += [self._time(segment["start"]), *self._text(segment["text"])]
+            labels.append(self._time(segment["end"]))
+        return [*labels, self._end]
+
+    def _text(self, text: str) -> list[int]:
+        text = text.strip()
+        tokens: list[int] = self._tokenizer.encode(
+            self._lead + text if text else "", add_special_tokens=False
+        )
+        return tokens
+
+    def _time(self, seconds: float) -> int:
+        return self._zero + round(seconds / _TICK)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import datasets
 
 from liteasr.config import ConfigError, SourceConfig
+from liteasr.data.labels import Segment
 
 __all__ = ["FEATURES", "AudioFile", "Row", "build_rows", "pick", "transcript_column"]
 
@@ -25,6 +26,7 @@ class Row(TypedDict):
     id: str
     audio: AudioFile | None
     text: str | None
+    segments: NotRequired[list[Segment] | None]
 
 
 FEATURES: dict[str, Any] = {
@@ -36,6 +38,13 @@ FEATURES: dict[str, Any] = {
 OPTIONAL_FEATURES: dict[str, Any] = {
     "duration": datasets.Value("float64"),
     "speaker": datasets.Value("string"),
+    "segments": [
+        {
+            "start": datasets.Value("float64"),
+            "end": datasets.Value("float64"),
+            "text": datasets.Value("string"),
+        }
+    ],
 }
 
 
@@ -90,7 +99,8 @@ def build_rows(rows: Sequence[dict[str, Any]]) -> datasets.Dataset:
     """An in-memory set of rows.
 
     Args:
-        rows: ``id``, ``audio``, ``text``, and ``duration`` and ``speaker`` where known.
+        rows: ``id``, ``audio``, ``text``, and ``duration``, ``speaker`` and ``segments`` where
+            known.
     """
     features = dict(FEATURES)
     for name, feature in OPTIONAL_FEATURES.items():

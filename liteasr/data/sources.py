@@ -19,6 +19,7 @@ import datasets
 
 from liteasr.config import ConfigError, SourceConfig, SourceKind
 from liteasr.data.hub import load_hub
+from liteasr.data.labels import Segment
 from liteasr.data.rows import build_rows, pick, transcript_column
 
 __all__ = [
@@ -224,7 +225,29 @@ def _local_row(
         "text": text,
         "duration": _seconds(values.get("duration")),
         "speaker": None if speaker is None else str(speaker),
+        "segments": _segments(values.get("segments")),
     }
+
+
+def _segments(value: Any) -> list[Segment] | None:
+    """Parts of a clip in the order of time, if the row tells any.
+
+    Raises:
+        ValueError: If it tells something else.
+    """
+    if value is None:
+        return None
+    try:
+        segments: list[Segment] = [
+            {"start": float(one["start"]), "end": float(one["end"]), "text": str(one["text"])}
+            for one in value
+        ]
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError("segments: is no list of start, end (in seconds) and text") from error
+    times = [time for one in segments for time in (one["start"], one["end"])]
+    if not segments or times[0] < 0 or times != sorted(times) or not math.isfinite(times[-1]):
+        raise ValueError("segments: start and end must grow from segment to segment, from 0 on")
+    return segments
 
 
 def _seconds(value: Any) -> float | None:

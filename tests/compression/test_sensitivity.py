@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from helpers.tiny import give_opinions
+from tiny import give_opinions
 
 from liteasr.compression import (
     Budget,

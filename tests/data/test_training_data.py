@@ -17,7 +17,12 @@ def labels_of(loader):
 
 def texts_of(loader, processor):
     tokenizer = processor.tokenizer
-    return [tokenizer.decode(row, skip_special_tokens=True) for row in labels_of(loader)]
+    return [tokenizer.decode(row, skip_special_tokens=True).strip() for row in labels_of(loader)]
+
+
+def timed_texts(loader, processor):
+    decode = processor.tokenizer.decode
+    return {decode(row, decode_with_timestamps=True) for row in labels_of(loader)}
 
 
 def test_batches(make_datamodule, make_folder, short_processor):
@@ -29,15 +34,80 @@ def test_batches(make_datamodule, make_folder, short_processor):
     )
     assert batch["input_features"].shape == (2, 80, 100)
     assert sorted(batch["frames"].tolist()) == [25, 45]
-    assert batch["labels"].shape == (2, len("longer text") + 2)
+    assert batch["labels"].shape == (2, len(" longer text") + 2)
     assert batch["labels"].dtype == torch.int64
     for row, frames in zip(batch["labels"], batch["frames"].tolist(), strict=True):
         text = "hi" if frames == 25 else "longer text"
-        tokens = tokenizer(text, add_special_tokens=False).input_ids
+        tokens = tokenizer(f" {text}", add_special_tokens=False).input_ids
         assert row[: len(tokens) + 2].tolist() == [no_timestamps, *tokens, end]
         assert (row[len(tokens) + 2 :] == -100).all()
     shifted = shift_tokens_right(batch["labels"], 0, start)
     assert (shifted[:, :2] == torch.tensor([start, no_timestamps])).all()
+
+
+SEGMENTS = [
+    {"start": 0.1, "end": 0.3, "text": "one"},
+    {"start": 0.3, "end": 0.457, "text": "two"},
+]
+
+
+def test_labels_with_timestamps(make_datamodule, make_folder):
+    processor = make_processor(seconds=1, chunk_length=1)
+    folder = make_folder("a", [0.5, 0.7], texts=["one two", "hi there"], segments=[SEGMENTS, None])
+    sets = {"a": source(folder)}
+    loader = make_datamodule(processor, train=sets, train_timestamps=1.0).train_dataloader()
+    assert timed_texts(loader, processor) == {
+        "<|0.10|> one<|0.30|><|0.30|> two<|0.46|><|endoftext|>",
+        "<|0.00|> hi there<|0.70|><|endoftext|>",
+    }
+
+
+def test_a_share_of_the_clips_has_timestamps_and_always_the_same(make_datamodule, make_folder):
+    processor = make_processor(seconds=1, chunk_length=1)
+    folder = make_folder("a", [0.1] * 40)
+    sets = {"a": source(folder)}
+    timed = []
+    for seed in (0, 1):
+        datamodule = make_datamodule(processor, train=sets, train_timestamps=0.5, seed=seed)
+        texts = timed_texts(datamodule.train_dataloader(), processor)
+        timed.append({text for text in texts if text.startswith("<|0.00|>")})
+    assert timed[0] == timed[1]
+    assert 10 <= len(timed[0]) <= 30
+
+
+def test_timestamps_need_tokens(make_datamodule, make_folder, short_processor):
+    sets = {"a": source(make_folder("a", [0.5]))}
+    datamodule = make_datamodule(short_processor, train=sets, train_timestamps=0.5)
+    with pytest.raises(ConfigError, match=r"data\.train_timestamps: .* no timestamp tokens"):
+        datamodule.train_dataloader()
+
+
+@pytest.mark.parametrize(
+    "segments",
+    [
+        "0-1",
+        [],
+        [{"start": 0.0, "end": 1.0}],
+        [{"start": 0.5, "end": 0.2, "text": "a"}],
+        [{"start": -0.5, "end": 0.2, "text": "a"}],
+        [SEGMENTS[1], SEGMENTS[0]],
+    ],
+)
+def test_impossible_segments_name_the_line(make_datamodule, make_folder, segments):
+    folder = make_folder("a", [0.5, 0.7], segments=[SEGMENTS, segments])
+    with pytest.raises(ConfigError, match=r"metadata.jsonl, line 2: segments"):
+        make_datamodule(train={"a": source(folder)}).train_dataloader()
+
+
+@pytest.mark.parametrize(("language", "start"), [("de", " "), ("japanese", ""), (None, " ")])
+def test_texts_begin_with_a_space_where_languages_have_any(
+    make_datamodule, make_folder, multilingual_processor, language, start
+):
+    sets = {"a": source(make_folder("a", [0.5], texts=["word"]))}
+    datamodule = make_datamodule(multilingual_processor, train=sets, language=language)
+    (labels,) = labels_of(datamodule.train_dataloader())
+    text = multilingual_processor.tokenizer.decode(labels, skip_special_tokens=True)
+    assert text == f"{start}word"
 
 
 @pytest.mark.parametrize("language", ["de", "german", "<|de|>"])

@@ -23,8 +23,11 @@ def audio_bytes(seconds, seed=0, **options):
     return file.getvalue()
 
 
-def make_tokenizer(languages=("en",)):
-    """Byte-level, without merges: one token a byte, then Whisper's special tokens."""
+def make_tokenizer(languages=("en",), seconds=0):
+    """Byte-level, without merges: one token a byte, then Whisper's special tokens.
+
+    With ``seconds``, timestamps up to there too.
+    """
     vocab = {token: index for index, token in enumerate(sorted(ByteLevel.alphabet()))}
     vocab |= {"<|endoftext|>": len(vocab)}
     tokenizer = WhisperTokenizer(vocab=vocab, merges=[])
@@ -32,12 +35,16 @@ def make_tokenizer(languages=("en",)):
     specials += ["<|translate|>", "<|transcribe|>", "<|startoflm|>", "<|startofprev|>"]
     specials += ["<|nospeech|>", "<|notimestamps|>"]
     tokenizer.add_special_tokens({"extra_special_tokens": specials})
+    tokenizer.add_tokens(
+        [f"<|{tick * 0.02:.2f}|>" for tick in range(seconds * 50 + 1)] if seconds else []
+    )
     tokenizer.set_prefix_tokens()
     return tokenizer
 
 
-def make_processor(languages=("en",), **extractor):
-    return WhisperProcessor(WhisperFeatureExtractor(**extractor), make_tokenizer(languages))
+def make_processor(languages=("en",), seconds=0, **extractor):
+    tokenizer = make_tokenizer(languages, seconds)
+    return WhisperProcessor(WhisperFeatureExtractor(**extractor), tokenizer)
 
 
 def source(path, kind="folder", **options):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.tiny import give_opinions
+from tiny import give_opinions
 
 from liteasr.modeling.decoder import WhisperDecoder
 

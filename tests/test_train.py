@@ -1,0 +1,104 @@
+"""Training from nothing: a shape, a tokenizer and speech become a checkpoint that transcribes."""
+
+import json
+
+import pytest
+import soundfile
+import torch
+import yaml
+from speech_files import RATE, make_processor, noise
+from tiny import tiny_config
+from transformers import GenerationConfig
+
+from liteasr import load
+from liteasr.config import ConfigError, load_recipe
+from liteasr.fit import main as fit
+
+
+@pytest.fixture
+def shape(tmp_path):
+    """A folder with all of a Whisper but its weights; windows of one second."""
+    processor = make_processor(seconds=1, chunk_length=1)
+    ids = processor.tokenizer.convert_tokens_to_ids
+    special = {
+        "eos_token_id": ids("<|endoftext|>"),
+        "pad_token_id": ids("<|endoftext|>"),
+        "bos_token_id": ids("<|endoftext|>"),
+        "decoder_start_token_id": ids("<|startoftranscript|>"),
+    }
+    folder = tmp_path / "shape"
+    tiny_config(vocab_size=len(processor.tokenizer), **special).save_pretrained(folder)
+    GenerationConfig(
+        **special,
+        max_length=20,
+        is_multilingual=False,
+        no_timestamps_token_id=ids("<|notimestamps|>"),
+    ).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def speech(tmp_path):
+    folder = tmp_path / "speech"
+    folder.mkdir()
+    lines = []
+    for index in range(6):
+        soundfile.write(folder / f"{index}.flac", noise(0.5, seed=index), RATE)
+        lines.append(json.dumps({"file_name": f"{index}.flac", "text": f"a{index}"}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture
+def recipe_file(shape, speech, tmp_path):
+    recipe = {
+        "model": {"id": str(shape), "weights": "random"},
+        "data": {
+            "train": {"a": {"kind": "folder", "path": str(speech), "limit": 4}},
+            "test": {"a": {"kind": "folder", "path": str(speech), "skip": 4}},
+            "train_timestamps": 0.5,
+            "train_batch_size": 2,
+            "num_workers": 0,
+        },
+        "decoding": {"max_new_tokens": 8},
+        "compression": {"method": "none"},
+        "finetune": {"max_steps": 3, "trainable": "all", "warmup_steps": 1},
+        "trainer": {"accelerator": "cpu", "devices": 1},
+        "run": {"dir": str(tmp_path / "run")},
+    }
+    file = tmp_path / "train.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    return file
+
+
+def test_a_shape_becomes_a_checkpoint(recipe_file, tmp_path):
+    assert fit(["--config", str(recipe_file)]) == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["dense"] is None
+    assert metrics["compressed"] is None
+    assert metrics["finetuned"]["wer"] is not None
+    assert metrics["encoder_relative_error"] is None
+    model, processor = load(str(tmp_path / "run" / "model"))
+    assert model.generation_config.no_timestamps_token_id is not None
+    assert len(processor.tokenizer) == model.config.vocab_size
+
+
+def test_random_weights_come_from_the_seed(shape):
+    models = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        models.append(load(str(shape), random_weights=True)[0].state_dict())
+    name = "model.encoder.layers.0.fc1.weight"
+    assert torch.equal(models[0][name], models[1][name])
+    assert not torch.equal(models[0][name], models[2][name])
+
+
+def test_without_weights_there_is_nothing_to_load(shape):
+    with pytest.raises(ConfigError, match=r"model\.id: cannot load the weights"):
+        load(str(shape))
+
+
+def test_random_weights_are_not_compressed(recipe_file):
+    with pytest.raises(ConfigError, match=r"model\.weights: random weights cannot be compressed"):
+        load_recipe(recipe_file, ["compression.method=pca"])
