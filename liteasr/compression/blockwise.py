@@ -52,7 +52,7 @@ class RefinedMethod(SensitivityMethod):
         learning_rate: float = 3e-5,
         refine_windows: int = 2,
         metric: str = "full",
-        damping: float = 1e-2,
+        damping: float = 0.1,
         decoder_weight: float = 3.0,
         probes: int = 1,
         padding_weight: float = 0.05,

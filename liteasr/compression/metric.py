@@ -57,7 +57,7 @@ def _roots(symmetric_DD: Tensor, damping: float) -> tuple[Tensor, Tensor]:
 
 
 def pca_in_metric(
-    mean_D: Tensor, covariance_DD: Tensor, metric_DD: Tensor, damping: float = 1e-2
+    mean_D: Tensor, covariance_DD: Tensor, metric_DD: Tensor, damping: float = 0.1
 ) -> MetricPCA:
     """Components of ``G^{1/2} S G^{1/2}``: the best projection in the metric ``G``.
 
@@ -123,7 +123,7 @@ def whitening_of(
     rank: int,
     *,
     on_input: bool,
-    damping: float = 1e-2,
+    damping: float = 0.1,
     covariance_damping: float = 1e-3,
 ) -> Whitening:
     """The projection of :func:`pca_in_metric` in coordinates that are white in ``S`` and ``G``.

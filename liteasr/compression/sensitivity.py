@@ -63,7 +63,7 @@ class SensitivityMethod(GradientMethod):
         budget: Budget,
         *,
         metric: str = "full",
-        damping: float = 1e-2,
+        damping: float = 0.1,
         decoder_weight: float = 0.0,
         probes: int = 1,
         padding_weight: float = 0.05,

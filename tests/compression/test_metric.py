@@ -84,9 +84,8 @@ def test_whitened_coordinates_start_at_the_projection(layer):
     options = {"on_input": on_input}
     pca = pca_in_metric(mean, covariance, metric, damping=1e-2)
     direct = projected_factors(weight, bias, pca, K, **options)
-    white = whitening_of(
-        weight, bias, mean, covariance, metric, K, covariance_damping=0.0, **options
-    )
+    options |= {"damping": 1e-2, "covariance_damping": 0.0}
+    white = whitening_of(weight, bias, mean, covariance, metric, K, **options)
     weight1, weight2, offset = white.factors(white.a_DK, white.b_DK)
     torch.testing.assert_close(weight1 @ weight2, direct.weight1 @ direct.weight2, **OPTIONS)
     torch.testing.assert_close(offset, direct.bias, **OPTIONS)
