@@ -1,0 +1,144 @@
+"""Make the shape of the demo model, or put trained weights into a longer window.
+
+::
+
+    python tools/make_demo_model.py shape --window 10 --output runs/demo/shape
+    python tools/make_demo_model.py lengthen runs/demo/short/model --output runs/demo/long-shape
+    python tools/make_demo_model.py pack runs/demo/long/model
+
+``shape`` writes a folder with everything but weights, for ``model.weights: random``. Whisper's
+encoder costs as much for a second of speech as for thirty, so most of the training happens on short
+windows. Its positions are sinusoids that are never trained: ``lengthen`` computes those of a window
+of 30 s and keeps all other weights. ``pack`` puts the weights into the package in half precision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import (
+    GenerationConfig,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
+)
+
+PACKAGED = Path(__file__).resolve().parents[1] / "liteasr" / "demo" / "model"
+"""Tokenizer and feature extractor that ``make_demo_tokenizer.py`` made, and the weights."""
+
+WINDOW = 30
+"""Seconds of Whisper's window."""
+
+FRAMES_PER_SECOND = 50
+LARGEST = 6_000_000
+"""Bytes that the packaged weights may take."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    shape = commands.add_parser("shape", help="write a folder without weights")
+    shape.add_argument("--window", type=int, default=WINDOW, help="seconds")
+    shape.add_argument("--output", type=Path, required=True)
+    longer = commands.add_parser("lengthen", help="trained weights in windows of 30 s")
+    longer.add_argument("model", type=Path)
+    longer.add_argument("--output", type=Path, required=True)
+    packed = commands.add_parser("pack", help="put trained weights into the package")
+    packed.add_argument("model", type=Path)
+    options = parser.parse_args(arguments)
+    if options.command == "shape":
+        write_shape(options.output, options.window)
+    elif options.command == "lengthen":
+        lengthen(options.model, options.output)
+    else:
+        pack(options.model)
+    return 0
+
+
+def demo_config(processor: WhisperProcessor, window: int) -> WhisperConfig:
+    """Four encoder layers wide enough for low rank to mean something, in under 6 MB of fp16."""
+    ids = processor.tokenizer.convert_tokens_to_ids
+    end = ids("<|endoftext|>")
+    return WhisperConfig(
+        vocab_size=len(processor.tokenizer),
+        num_mel_bins=processor.feature_extractor.feature_size,
+        d_model=192,
+        encoder_layers=4,
+        encoder_attention_heads=3,
+        encoder_ffn_dim=512,
+        decoder_layers=2,
+        decoder_attention_heads=3,
+        decoder_ffn_dim=192,
+        max_source_positions=window * FRAMES_PER_SECOND,
+        max_target_positions=224,
+        eos_token_id=end,
+        bos_token_id=end,
+        pad_token_id=end,
+        decoder_start_token_id=ids("<|startoftranscript|>"),
+        suppress_tokens=None,
+        begin_suppress_tokens=None,
+    )
+
+
+def write_shape(output: Path, window: int) -> None:
+    """Configuration, tokenizer and feature extractor for windows of some seconds."""
+    processor = _processor(PACKAGED, window)
+    demo_config(processor, window).save_pretrained(output)
+    _write_generation(output)
+    processor.save_pretrained(output)
+
+
+def lengthen(source: Path, output: Path) -> None:
+    """Give a model trained on short windows the positions of a window of 30 s."""
+    model = WhisperForConditionalGeneration.from_pretrained(source, dtype=torch.float32)
+    processor = _processor(source, WINDOW)
+    config = WhisperConfig.from_pretrained(source)
+    config.max_source_positions = WINDOW * FRAMES_PER_SECOND
+    longer = WhisperForConditionalGeneration(config)  # its positions are those of the new window
+    weights = model.state_dict()
+    positions = "model.encoder.embed_positions.weight"
+    count = len(weights[positions])
+    fresh = longer.state_dict()[positions]
+    torch.testing.assert_close(fresh[:count], weights[positions], rtol=0, atol=1e-4)
+    longer.load_state_dict({**weights, positions: fresh})
+    longer.generation_config = GenerationConfig.from_pretrained(PACKAGED)
+    longer.save_pretrained(output)
+    processor.save_pretrained(output)
+
+
+def pack(source: Path) -> None:
+    """Put a trained model's configuration and fp16 weights beside the tokenizer."""
+    model = WhisperForConditionalGeneration.from_pretrained(source, dtype=torch.float16)
+    if model.config.max_source_positions != WINDOW * FRAMES_PER_SECOND:
+        raise SystemExit(f"{source} is not for windows of {WINDOW} s: lengthen and train it first")
+    model.generation_config = GenerationConfig.from_pretrained(PACKAGED)
+    model.save_pretrained(PACKAGED)
+    size = (PACKAGED / "model.safetensors").stat().st_size
+    print(f"{PACKAGED / 'model.safetensors'}: {size / 1e6:.2f} MB")
+    if size > LARGEST:
+        raise SystemExit(f"the weights take more than {LARGEST / 1e6:g} MB")
+
+
+def _processor(folder: Path, window: int) -> WhisperProcessor:
+    processor = WhisperProcessor.from_pretrained(folder)
+    extractor = processor.feature_extractor
+    settings = {**extractor.to_dict(), "chunk_length": window}
+    for derived in ("n_samples", "nb_max_frames", "mel_filters"):
+        settings.pop(derived, None)
+    processor.feature_extractor = type(extractor)(**settings)
+    return processor
+
+
+def _write_generation(output: Path) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    shutil.copy(PACKAGED / "generation_config.json", output)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
