@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="NAME_OR_DIR",
         help="esb, esb:MIRROR, a folder with metadata, a .jsonl manifest, org/name[:subset[:split]]"
-        "; each may be written name=…",
+        ", demo[:SPLIT]; each may be written name=…",
     )
     add("--limit", type=_positive, help="utterances a set at most")
     add("--output", type=Path, metavar="FILE", help="write the result, printed too, as JSON")

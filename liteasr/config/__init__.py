@@ -13,6 +13,7 @@ from liteasr.config.compose import parse_overrides
 from liteasr.config.errors import ConfigError
 from liteasr.config.load import load_recipe, to_yaml
 from liteasr.config.schema import (
+    DEMO_SPLITS,
     ROLES,
     TRANSCRIPT_COLUMNS,
     AttentionKernel,
@@ -39,6 +40,7 @@ from liteasr.config.schema import (
 from liteasr.config.schema_compare import CompareConfig, CompareMethodConfig, SearchConfig
 
 __all__ = [
+    "DEMO_SPLITS",
     "METHOD_NAMES",
     "ROLES",
     "TRANSCRIPT_COLUMNS",

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from liteasr.config.check_compare import check_compare, check_comparison
 from liteasr.config.check_compression import check_compression, check_goal
 from liteasr.config.errors import did_you_mean
-from liteasr.config.schema import ROLES, Recipe, SourceConfig, SourceKind, Weights
+from liteasr.config.schema import DEMO_SPLITS, ROLES, Recipe, SourceConfig, SourceKind, Weights
 
 __all__ = ["check"]
 
@@ -163,15 +163,23 @@ def _sources(recipe: Recipe) -> Iterator[str]:
         if not source.text:
             yield f"{key}.text: names no column"
         if source.kind is SourceKind.demo:
-            yield (
-                f"{key}.kind: this version has no built-in demo set yet; "
-                "use hub, folder or manifest"
-            )
+            yield from _demo(key, source)
         elif not source.path.strip():
             if isinstance(source.kind, SourceKind):
                 yield f"{key}.path: must be set"
         else:
             yield from _source_path(key, source)
+
+
+def _demo(key: str, source: SourceConfig) -> Iterator[str]:
+    if source.path:
+        yield f"{key}.path: the built-in demo data has none; leave it out"
+    if source.split not in DEMO_SPLITS:
+        hint = did_you_mean(source.split, DEMO_SPLITS)
+        yield (
+            f"{key}.split: the built-in demo data has no {source.split!r}, "
+            f"only {' and '.join(DEMO_SPLITS)}{hint}"
+        )
 
 
 def _source_path(key: str, source: SourceConfig) -> Iterator[str]:
@@ -189,6 +197,8 @@ def _source_path(key: str, source: SourceConfig) -> Iterator[str]:
 
 def _identity(source: SourceConfig) -> tuple[str | None, ...]:
     """Equal for two sources that read the same utterances, ``skip`` and ``limit`` aside."""
+    if source.kind is SourceKind.demo:
+        return source.kind.value, source.split
     path = os.path.realpath(Path(source.path).expanduser()) if _exists(source.path) else source.path
     if source.kind is SourceKind.hub:
         return source.kind.value, path, source.subset, source.split
@@ -196,7 +206,9 @@ def _identity(source: SourceConfig) -> tuple[str | None, ...]:
 
 
 def _overlaps(recipe: Recipe) -> Iterator[str]:
-    sources = [entry for entry in _all_sources(recipe) if entry[2].path]
+    sources = [
+        entry for entry in _all_sources(recipe) if entry[2].path or entry[2].kind is SourceKind.demo
+    ]
     for (role, key, one), (other_role, other_key, other) in itertools.combinations(sources, 2):
         if role == other_role or {role, other_role} == {"val", "test"}:
             continue
@@ -205,7 +217,7 @@ def _overlaps(recipe: Recipe) -> Iterator[str]:
         if _identity(one) == _identity(other) and start < end:
             span = f"from {start} on" if end == math.inf else f"{start} to {end - 1}"
             yield (
-                f"{key}, {other_key}: both read utterances {span} of {one.path}; "
+                f"{key}, {other_key}: both read utterances {span} of {one.path or 'the demo'}; "
                 "set skip and limit to keep them apart"
             )
 

@@ -16,6 +16,7 @@ from omegaconf import MISSING
 from liteasr.config.schema_compare import CompareConfig
 
 __all__ = [
+    "DEMO_SPLITS",
     "ROLES",
     "TRANSCRIPT_COLUMNS",
     "AttentionKernel",
@@ -44,6 +45,9 @@ ROLES = ("calibration", "train", "val", "test")
 """Keys of ``data`` that hold sources by name."""
 
 TRANSCRIPT_COLUMNS = ["text", "sentence", "normalized_text", "transcript", "transcription"]
+
+DEMO_SPLITS = ("calibration", "evaluation")
+"""Values of ``split`` of the built-in demo data."""
 
 
 class Dtype(Enum):
@@ -158,11 +162,11 @@ class SourceConfig:
     kind: SourceKind = MISSING
     """``hub`` data set, ``folder`` in audiofolder layout, JSONL ``manifest``, built-in ``demo``."""
     path: str = ""
-    """Hub id (or a local copy of its Parquet files), folder, or manifest file."""
+    """Hub id (or a local copy of its Parquet files), folder, or manifest file; not for ``demo``."""
     subset: str | None = None
     """Configuration of a hub data set."""
     split: str = "test"
-    """Split of a hub data set."""
+    """Split of a hub data set; of ``demo``, ``calibration`` or ``evaluation``."""
     revision: str | None = None
     """Branch, tag or commit of a hub data set."""
     streaming: bool = False

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
-from liteasr.config import ConfigError, SourceConfig, SourceKind
+from liteasr.config import DEMO_SPLITS, ConfigError, SourceConfig, SourceKind
 from liteasr.data.hub import is_mirror
 from liteasr.data.sources import METADATA_FILES, folders_with_metadata
 
@@ -38,7 +38,8 @@ def parse_sources(argument: str, taken: Collection[str] = ()) -> dict[str, Sourc
     ``esb`` is the eight test sets of the Open ASR Leaderboard and ``esb:FOLDER`` a local copy of
     them; else a folder with ``metadata.jsonl`` or ``metadata.csv``, a ``.jsonl`` manifest, a hub
     data set ``owner/name[:subset[:split]]``, or a folder with Parquet files of one, likewise with
-    ``[:subset[:split]]``. ``name=`` before any of these gives a name of your own.
+    ``[:subset[:split]]``. ``demo`` is the evaluation set that comes with the package and
+    ``demo:calibration`` the other one. ``name=`` before any of these gives a name of your own.
 
     Args:
         argument: The argument.
@@ -78,6 +79,8 @@ def esb_sources(path: str = ESB_REPOSITORY) -> dict[str, SourceConfig]:
 def _parse(argument: str, taken: Collection[str]) -> dict[str, SourceConfig]:
     if argument == "esb" or argument.startswith("esb:"):
         return _parse_esb(argument.removeprefix("esb").removeprefix(":"))
+    if argument == "demo" or argument.startswith("demo:"):
+        return _parse_demo(argument.removeprefix("demo").removeprefix(":"))
     if not argument.strip():
         raise ConfigError(f"--data: {argument!r} {_no_such_thing(argument)}")
     path = Path(argument).expanduser()
@@ -95,6 +98,14 @@ def _parse_esb(mirror: str) -> dict[str, SourceConfig]:
     if mirror and not Path(mirror).expanduser().is_dir():
         raise ConfigError(f"--data: esb:{mirror}: there is no folder {mirror}")
     return esb_sources(mirror or ESB_REPOSITORY)
+
+
+def _parse_demo(split: str) -> dict[str, SourceConfig]:
+    if split and split not in DEMO_SPLITS:
+        known = " or ".join(f"demo:{name}" for name in DEMO_SPLITS)
+        raise ConfigError(f"--data: demo:{split} is not {known}")
+    name = f"demo_{split}" if split else "demo"
+    return {name: SourceConfig(kind=SourceKind.demo, split=split or "evaluation")}
 
 
 def _parse_hub(argument: str, taken: Collection[str]) -> dict[str, SourceConfig]:
@@ -150,5 +161,5 @@ def _no_such_thing(argument: str) -> str:
         return "does not exist"
     return (
         "is no data set: name a folder, a .jsonl manifest, owner/name[:subset[:split]] of the hub, "
-        "esb or esb:FOLDER"
+        "esb, esb:FOLDER or demo"
     )

@@ -12,12 +12,13 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import datasets
 
-from liteasr.config import ConfigError, SourceConfig, SourceKind
+from liteasr.config import DEMO_SPLITS, ConfigError, SourceConfig, SourceKind
 from liteasr.data.hub import load_hub
 from liteasr.data.labels import Segment
 from liteasr.data.rows import build_rows, pick, transcript_column
@@ -40,6 +41,7 @@ METADATA_FILES = ("metadata.jsonl", "metadata.csv")
 
 _MANIFEST_COLUMNS = ("audio_filepath", "audio", "file_name")
 _SHOWN = 3
+_DEMO = Path(__file__).resolve().parents[1] / "demo" / "speech"
 
 
 class _Entry(NamedTuple):
@@ -100,14 +102,22 @@ def load_manifest(source: SourceConfig, key: str) -> datasets.Dataset:
 
 
 def load_demo(source: SourceConfig, key: str) -> datasets.Dataset:
-    """The built-in set, which this version does not have yet.
+    """A split of the speech that comes with the package: ``calibration`` or ``evaluation``.
 
     Raises:
-        ConfigError: Always.
+        ConfigError: If there is no such split, or ``skip`` leaves nothing of it.
+
+    Example:
+        >>> rows = load_demo(SourceConfig(kind=SourceKind.demo, split="evaluation", limit=2), "d")
+        >>> rows["text"][0]
+        'the children are learning geography'
     """
-    raise ConfigError(
-        f"{key}.kind: this version has no built-in demo set; use hub, folder or manifest"
-    )
+    if source.split not in DEMO_SPLITS:
+        raise ConfigError(
+            f"{key}.split: the built-in demo data has no {source.split!r}, "
+            f"only {' and '.join(DEMO_SPLITS)}"
+        )
+    return load_folder(replace(source, path=str(_DEMO / source.split)), key)
 
 
 _LOADERS: dict[SourceKind, Callable[[SourceConfig, str], Rows]] = {

@@ -330,10 +330,23 @@ def test_source_needs_a_path(recipe: Recipe) -> None:
     assert the_error(recipe) == "data.test.a.path: must be set"
 
 
-def test_demo_is_not_available_yet(recipe: Recipe) -> None:
-    recipe.data.test["a"] = SourceConfig(SourceKind.demo)
+def test_demo_has_two_splits_and_no_path(recipe: Recipe) -> None:
+    recipe.data.test["a"] = SourceConfig(SourceKind.demo, split="evaluation")
+    assert check(recipe) == []
+    recipe.data.test["a"].split = "evaluations"
     error = the_error(recipe)
-    assert error.startswith("data.test.a.kind: this version has no built-in demo set yet")
+    assert error.startswith("data.test.a.split: the built-in demo data has no 'evaluations'")
+    assert "did you mean 'evaluation'" in error
+    recipe.data.test["a"] = SourceConfig(SourceKind.demo, "some/where", split="evaluation")
+    assert the_error(recipe).startswith("data.test.a.path: ")
+
+
+def test_demo_splits_are_apart(recipe: Recipe) -> None:
+    recipe.data.test["a"] = SourceConfig(SourceKind.demo, split="evaluation")
+    recipe.data.calibration["b"] = SourceConfig(SourceKind.demo, split="calibration")
+    assert check(recipe) == []
+    recipe.data.calibration["b"].split = "evaluation"
+    assert the_error(recipe).startswith("data.calibration.b, data.test.a: both read utterances")
 
 
 def test_source_without_columns(recipe: Recipe) -> None:

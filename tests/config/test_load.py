@@ -543,7 +543,7 @@ def test_all_errors_at_once(write: Write) -> None:
         "model.dtype: 'float23'",
         "data.num_workers: -1",
         "compression.thresholds: '2:3'",
-        "data.val.x.kind: this version has no built-in demo set",
+        "data.val.x.split: the built-in demo data has no 'test'",
     ]
     for start in starts:
         assert sum(error.startswith(start) for error in errors) == 1, (start, errors)

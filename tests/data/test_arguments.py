@@ -38,6 +38,14 @@ def test_esb_mirror(tmp_path):
     assert "no folder" in error_of(f"esb:{tmp_path / 'gone'}")
 
 
+def test_demo():
+    (name, source), *_ = parse_sources("demo").items()
+    assert (name, source.kind, source.split) == ("demo", SourceKind.demo, "evaluation")
+    (name, source), *_ = parse_sources("demo:calibration").items()
+    assert (name, source.split) == ("demo_calibration", "calibration")
+    assert "demo:calibration or demo:evaluation" in error_of("demo:test")
+
+
 def test_folder_is_named_after_its_corpus(make_folder):
     dev = make_folder("librispeech/dev", [0.05])
     (name, source), *_ = parse_sources(str(dev)).items()

@@ -83,7 +83,7 @@ def test_all_errors_at_once(make_datamodule, make_folder, tmp_path):
     assert [message.split(":")[0] for message in messages] == [
         "data.calibration.c.path",
         "data.test.t.path",
-        "data.test.d.kind",
+        "data.test.d.split",
     ]
 
 

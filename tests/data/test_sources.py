@@ -8,7 +8,7 @@ import soundfile
 from speech_files import RATE, audio_bytes, noise, source
 
 from liteasr.config import ConfigError, SourceConfig, SourceKind
-from liteasr.data import load_source
+from liteasr.data import load_audio, load_source
 
 KEY = "data.test.mine"
 
@@ -176,8 +176,22 @@ def test_absent_manifest(tmp_path):
 
 
 def test_demo():
+    parts = {
+        split: load_source(SourceConfig(kind=SourceKind.demo, split=split), KEY)
+        for split in ("calibration", "evaluation")
+    }
+    for rows in parts.values():
+        assert len(rows) == 64
+        audio = load_audio(rows[0]["audio"]["path"])
+        assert len(audio) == pytest.approx(rows[0]["duration"] * RATE, abs=RATE / 1000)
+    assert not set(parts["calibration"]["id"]) & set(parts["evaluation"]["id"])
+    some = SourceConfig(kind=SourceKind.demo, split="evaluation", skip=3, limit=2)
+    assert load_source(some, KEY)["text"][:] == parts["evaluation"]["text"][3:5]
+
+
+def test_demo_split_that_is_not_there():
     (message,) = errors_of(SourceConfig(kind=SourceKind.demo), KEY)
-    assert message.startswith(f"{KEY}.kind: this version has no built-in demo set")
+    assert message.startswith(f"{KEY}.split: the built-in demo data has no 'test'")
 
 
 def test_real_speech(real_speech):
