@@ -23,6 +23,7 @@ from liteasr.compression import (
     LayerPlan,
     LowRankFactors,
     Processes,
+    Spectra,
     build_method,
     encoder_parameters,
     find_linears,
@@ -61,6 +62,7 @@ class CompressionCallback(L.Callback):
 
     Attributes:
         plan: What was decided, once it is.
+        spectra: What other ranks would have left out, where the method says so; on process 0.
         timing_s: Seconds that ``calibrate`` and ``factorize`` took.
 
     Example:
@@ -86,6 +88,7 @@ class CompressionCallback(L.Callback):
         self.statistics_dir = None if statistics_dir is None else Path(statistics_dir)
         self.save_every = save_every
         self.plan: CompressionPlan | None = None
+        self.spectra: Spectra | None = None
         self.timing_s: dict[str, float] = {"calibrate": 0.0, "factorize": 0.0}
 
     # ------------------------------------------------------------------ override points
@@ -280,6 +283,8 @@ class CompressionCallback(L.Callback):
                     self.on_layer_compressed(trainer, pl_module, name, plan.layers[name])
                 bar.advance(bar.task_ids[0])
         pl_module.compression_plan = plan
+        if trainer.is_global_zero:
+            self.spectra = _spectra(self.method, plan)
         self.method.release()
         return plan
 
@@ -348,6 +353,16 @@ def _by_block(
     inside = {name for _, _, inside in blocks for name in inside}
     outside = [name for name in ranks if name not in inside]
     return [("", None, outside), *blocks] if outside else blocks
+
+
+def _spectra(method: CompressionMethod, plan: CompressionPlan) -> Spectra | None:
+    """For plots only, so an error in a method's spectra must not cost the run."""
+    try:
+        spectra = method.spectra()
+        return Spectra.of(spectra, method.spectra_unit, plan.ranks) if spectra else None
+    except Exception as error:
+        log.warning("no spectra of method %s: %s", method.name, error)
+        return None
 
 
 def _on_cpu(factors: LowRankFactors) -> LowRankFactors:

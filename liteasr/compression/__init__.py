@@ -30,6 +30,7 @@ from liteasr.compression.methods import (
     find_method,
 )
 from liteasr.compression.plan import CompressionPlan, LayerPlan
+from liteasr.compression.spectra import Spectra, SpectrumCurve
 from liteasr.compression.statistics import MomentStatistics
 from liteasr.compression.surgery import (
     ENCODER_LINEARS,
@@ -58,6 +59,8 @@ __all__ = [
     "Processes",
     "RefinedMethod",
     "SensitivityMethod",
+    "Spectra",
+    "SpectrumCurve",
     "ThresholdRule",
     "allocate_budget",
     "allocate_error",

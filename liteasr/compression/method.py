@@ -105,6 +105,8 @@ class CompressionMethod(ABC):
     """Set by the callback before :meth:`prepare`."""
     decoder: Decoder | None = None
     """Set by the callback before :meth:`prepare`, and taken away when all is done."""
+    spectra_unit: str = "cost"
+    """What :meth:`spectra` counts, as it stands at an axis."""
 
     def prepare(self, encoder: nn.Module, linears: Mapping[str, nn.Linear]) -> None:
         """Take note of the encoder and of the layers that may be compressed."""
@@ -171,6 +173,15 @@ class CompressionMethod(ABC):
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over statistics that :meth:`state_dict` gave, after :meth:`prepare`."""
+
+    def spectra(self) -> dict[str, Tensor]:
+        """What each component of each layer is worth, for plots; asked on process 0 after all else.
+
+        Returns:
+            Layer → values, descending, (R,), in the unit that :attr:`spectra_unit` names: what
+            a rank leaves out is the sum of the values after it. Here none.
+        """
+        return {}
 
     def release(self) -> None:
         """Let go of the encoder, its layers and whatever was computed from them."""

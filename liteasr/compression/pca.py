@@ -25,6 +25,8 @@ from liteasr.compression.surgery import encoder_parameters
 
 __all__ = ["PCAMethod"]
 
+_TINY = torch.finfo(torch.float64).tiny
+
 _FACTORS = 200
 """Factors tried either way from the thresholds, to 10⁻⁴ and 10⁴ of the energy given up."""
 
@@ -48,6 +50,7 @@ class PCAMethod(CompressionMethod):
     """
 
     name = "pca"
+    spectra_unit = "share of the output's energy"
 
     def __init__(
         self,
@@ -121,6 +124,11 @@ class PCAMethod(CompressionMethod):
         if name not in self._pca:
             self._pca[name] = self._decompose(name)
         return self._pca[name]
+
+    def spectra(self) -> dict[str, Tensor]:
+        """Variances along the components of each layer's output, as shares of their sum."""
+        spectra = {name: self.pca(name).eigenvalues_R for name in self.linears}
+        return {name: one / one.sum().clamp_min(_TINY) for name, one in spectra.items()}
 
     def release(self) -> None:
         """Drop sums and components too."""

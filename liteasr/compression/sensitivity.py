@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from liteasr.compression.allocate import (
     Budget,
@@ -56,6 +56,7 @@ class SensitivityMethod(GradientMethod):
     """
 
     name = "sensitivity"
+    spectra_unit = "cost in the metric"
     budget: Budget
 
     def __init__(
@@ -228,6 +229,10 @@ class SensitivityMethod(GradientMethod):
             rank,
             on_input=self.on_input(name),
         )
+
+    def spectra(self) -> dict[str, Tensor]:
+        """Cost of leaving out each component of each layer, in its metric."""
+        return {name: self.metric_pca(name).eigenvalues_R for name in self.linears}
 
     def release(self) -> None:
         """Drop components too."""

@@ -175,6 +175,25 @@ def test_nothing_of_the_calibration_is_kept(folder, tmp_path):
     assert compression.method.linears == {}
 
 
+def test_spectra_are_handed_over(folder, tmp_path):
+    module, compression = WhisperModule(str(folder)), callback()
+    trainer(tmp_path, [compression]).fit(module, datamodule=Clips())
+    assert compression.spectra.layers.keys() == compression.plan.layers.keys()
+    assert compression.spectra.unit == PCAMethod.spectra_unit
+
+
+def test_an_error_in_a_methods_spectra_costs_nothing_but_them(folder, tmp_path, caplog):
+    class Odd(PCAMethod):
+        def spectra(self):
+            raise RuntimeError("no prism")
+
+    module, compression = WhisperModule(str(folder)), CompressionCallback(Odd(RULE))
+    trainer(tmp_path, [compression]).fit(module, datamodule=Clips())
+    assert collect_ranks(module.model) == compression.plan.ranks
+    assert compression.spectra is None
+    assert "no prism" in caplog.text
+
+
 def test_a_second_fit_does_not_compress_again(folder, tmp_path):
     module, compression, clips = WhisperModule(str(folder)), callback(), Clips()
     train = trainer(tmp_path, [compression])
