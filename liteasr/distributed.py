@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch.distributed as dist
 
 from liteasr.config import ConfigError
 
-__all__ = ["raise_together"]
+__all__ = ["gather_lists", "raise_together"]
+
+Item = TypeVar("Item")
+
+
+def gather_lists(items: Sequence[Item]) -> list[Item]:
+    """The items of all processes, in the order of their ranks; every process must call it.
+
+    Args:
+        items: Those of this process; they are pickled.
+
+    Example:
+        >>> gather_lists([1, 2])
+        [1, 2]
+    """
+    gathered = [list(items)]
+    if dist.is_available() and dist.is_initialized():
+        gathered = [[] for _ in range(dist.get_world_size())]
+        dist.all_gather_object(gathered, list(items))
+    return [item for part in gathered for item in part]
 
 
 def raise_together(errors: Sequence[str]) -> None:
@@ -29,10 +49,6 @@ def raise_together(errors: Sequence[str]) -> None:
         ...
         liteasr.config.errors.ConfigError: data.test.an4: no utterance can be used
     """
-    gathered: list[list[str]] = [list(errors)]
-    if dist.is_available() and dist.is_initialized():
-        gathered = [[] for _ in range(dist.get_world_size())]
-        dist.all_gather_object(gathered, list(errors))
-    together = list(dict.fromkeys(message for part in gathered for message in part))
+    together = list(dict.fromkeys(gather_lists(errors)))
     if together:
         raise ConfigError(together)

@@ -22,7 +22,7 @@ from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from liteasr.compression import CompressionPlan, LowRankFactors, apply_plan
 from liteasr.config import ConfigError
-from liteasr.distributed import raise_together
+from liteasr.distributed import gather_lists, raise_together
 from liteasr.loading import load
 from liteasr.metrics import CorpusWER, EncoderRelativeError, macro_average
 from liteasr.modeling import LowRankLinear
@@ -63,7 +63,8 @@ class WhisperModule(L.LightningModule):
     Attributes:
         results: WER and the counts behind it for each set of the last evaluation, summed over
             processes.
-        predictions: Normalised texts of the last evaluation, of this process.
+        predictions: Normalised texts of the last evaluation, with ``set`` and ``id``: of this
+            process while it runs, of all processes once it is over.
         encoder_relative_error: Error that the last ``trainer.test`` measured after
             :meth:`compare_with`.
         compression_plan: How the encoder was compressed; ``None`` if it was not.
@@ -369,6 +370,7 @@ class WhisperModule(L.LightningModule):
         problems = getattr(self.trainer.datamodule, "problems", None)  # type: ignore[attr-defined]
         raise_together(problems(stage) if problems else [])
         # Sums over processes are taken here, where every process is.
+        self.predictions = gather_lists(self.predictions)
         self.results = {name: metric.summary() for name, metric in self._wer.items()}
         wers = {name: float(summary["wer"]) for name, summary in self.results.items()}
         for name, wer in wers.items():
