@@ -13,7 +13,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 
-from liteasr.callbacks import CompressionCallback
+from liteasr.callbacks import CompressionCallback, DecodingProgress
 from liteasr.compression import (
     Budget,
     CompressionMethod,
@@ -168,7 +168,9 @@ def build_trainer(
     config = recipe.trainer
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    bars: list[L.Callback] = [RichProgressBar()] if sys.stderr.isatty() else []
+    has_bar = steps > 0 and sys.stderr.isatty()
+    bars: list[L.Callback] = [DecodingProgress()] if steps == 0 else []
+    bars += [RichProgressBar()] if has_bar else []
     checkpointing = steps > 0 and run is not None
     if checkpointing and run is not None:
         every = min(recipe.finetune.val_every, steps)
@@ -197,7 +199,7 @@ def build_trainer(
             callbacks=[*bars, *callbacks],
             logger=run.logger if run is not None else False,
             enable_checkpointing=checkpointing,
-            enable_progress_bar=bool(bars),
+            enable_progress_bar=has_bar,
             enable_model_summary=False,
             default_root_dir=None if run is None else run.path,
         )

@@ -17,13 +17,13 @@ console = Console(stderr=True)
 
 @contextmanager
 def progress(
-    description: str, total: int, unit: str, *, enabled: bool = True
+    description: str, total: int | None, unit: str, *, enabled: bool = True
 ) -> Iterator[Progress]:
     """A bar with counts and remaining time; ``advance`` its only task.
 
     Args:
         description: What is being done.
-        total: Units of work in all.
+        total: Units of work in all, if that is known.
         unit: Name of the unit, plural.
         enabled: ``False`` for all processes but the first.
 

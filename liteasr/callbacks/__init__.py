@@ -1,5 +1,6 @@
 """Lightning callbacks."""
 
 from liteasr.callbacks.compression import CompressionCallback
+from liteasr.callbacks.decoding_progress import DecodingProgress
 
-__all__ = ["CompressionCallback"]
+__all__ = ["CompressionCallback", "DecodingProgress"]
