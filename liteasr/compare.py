@@ -16,10 +16,11 @@ from liteasr.comparison import Comparison, check_entries, smallest_accepted, sma
 from liteasr.config import ConfigError, Recipe, check_comparison, load_recipe, to_yaml
 from liteasr.console import console
 from liteasr.data import SpeechDataModule
+from liteasr.environment import environment
 from liteasr.files import write_text
 from liteasr.loading import load_config, load_processor
 from liteasr.module import WhisperModule
-from liteasr.plots import pareto_plot
+from liteasr.reporting import write_report_or_warn
 from liteasr.runfolder import RunFolder, is_first_process
 
 __all__ = ["compare", "main"]
@@ -147,19 +148,17 @@ def _calibration(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(recipe: Recipe, run: RunFolder, content: dict[str, Any]) -> None:
-    """``compare.json``, tables and plots."""
+    """``compare.json``, tables, and the report with its plots."""
+    write_text(run.environment, json.dumps(environment(), indent=2) + "\n")
     write_text(run.comparison, json.dumps(content, indent=2) + "\n")
     run.report.mkdir(exist_ok=True)
     sizes = recipe.compare.encoder_params
     if content["results"]:
-        pareto_plot(content, run.report / "compare.png")
         console.print(comparison_table(content, sizes))
     search = content["search"]
-    if search is not None:
-        tried = {"dense": search["dense"], "results": search["tried"]}
-        pareto_plot(tried, run.report / "search.png")
     text = comparison_markdown(content, sizes, recipe.model.id)
     write_text(run.report / "compare.md", text)
+    write_report_or_warn(run.path)
     if search is not None:
         found = search["result"]
         size = "none below the dense one" if found is None else f"{found['encoder_params']:,}"

@@ -12,7 +12,17 @@ from rich.table import Table
 from liteasr.config import parse_size
 from liteasr.console import table
 
-__all__ = ["best_entries", "comparison_markdown", "comparison_table"]
+__all__ = [
+    "CAPTION",
+    "best_entries",
+    "comparison_markdown",
+    "comparison_table",
+    "details_rows",
+    "grid_rows",
+    "not_reached",
+    "search_rows",
+    "search_said",
+]
 
 Result = Mapping[str, Any]
 
@@ -61,11 +71,13 @@ def _by_error(result: Result) -> tuple[float, float]:
 
 def comparison_table(content: Mapping[str, Any], sizes: Sequence[str]) -> Table:
     """The table of sizes and entries, for the screen."""
-    columns, rows = _grid(content, sizes)
+    columns, rows = grid_rows(content, sizes)
     return table(TITLE, columns, rows)
 
 
-def _grid(content: Mapping[str, Any], sizes: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+def grid_rows(
+    content: Mapping[str, Any], sizes: Sequence[str]
+) -> tuple[list[str], list[list[str]]]:
     """Headings, and a row for the dense encoder and for each size."""
     dense, results = content["dense"], content["results"]
     names = list(dict.fromkeys(one["name"] for one in results))
@@ -101,24 +113,29 @@ def comparison_markdown(content: Mapping[str, Any], sizes: Sequence[str], model:
     if content["results"]:
         parts += [
             f"Test sets: {sets}. Cells: {CAPTION.replace('*', chr(92) + '*')}.",
-            _markdown_table(*_grid(content, sizes)),
+            _markdown_table(*grid_rows(content, sizes)),
             "![WER and error of the encoder over its size](compare.png)",
             "## Each result",
-            _details(content),
+            _markdown_table(*details_rows(content)),
         ]
-    reasons = [
-        f"- {one['name']}, {one['wanted_params'] / 1e6:.2f}M: {one['reason']}"
-        for one in content["results"]
-        if one["reason"] is not None
-    ]
+    reasons = not_reached(content)
     if reasons:
-        parts += ["## Not reached", "\n".join(reasons)]
+        parts += ["## Not reached", "\n".join(f"- {reason}" for reason in reasons)]
     if content["search"] is not None:
         parts += ["## Search", *_search(content["search"])]
     return "\n\n".join(parts) + "\n"
 
 
-def _details(content: Mapping[str, Any]) -> str:
+def not_reached(content: Mapping[str, Any]) -> list[str]:
+    """Entries that did not reach a size, and why."""
+    return [
+        f"{one['name']}, {one['wanted_params'] / 1e6:.2f}M: {one['reason']}"
+        for one in content["results"]
+        if one["reason"] is not None
+    ]
+
+
+def details_rows(content: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """WER by set, and what was reached for what was wanted."""
     sets = list(content["dense"]["datasets"])
     columns = ["entry", "wanted, M", "encoder, M", *(f"{name}, %" for name in sets), "mean, %"]
@@ -126,7 +143,7 @@ def _details(content: Mapping[str, Any]) -> str:
     rows += [
         _detail(one["name"], one, sets) for one in content["results"] if one["wer"] is not None
     ]
-    return _markdown_table(columns, rows)
+    return columns, rows
 
 
 def _detail(name: str, result: Result, sets: Sequence[str]) -> list[str]:
@@ -136,6 +153,14 @@ def _detail(name: str, result: Result, sets: Sequence[str]) -> list[str]:
 
 
 def _search(search: Mapping[str, Any]) -> list[str]:
+    parts = [search_said(search), _markdown_table(*search_rows(search))]
+    if search["result"] is not None:
+        parts.append("![WER and error of the sizes tried](search.png)")
+    return parts
+
+
+def search_said(search: Mapping[str, Any]) -> str:
+    """What the search was for and what it found, in a sentence or two."""
     dense, found = search["dense"], search["result"]
     sets = ", ".join(dense["datasets"])
     said = (
@@ -143,21 +168,22 @@ def _search(search: Mapping[str, Any]) -> list[str]:
         f"{search['max_wer_increase']:g} points of WER on {sets} (dense: {dense['wer']:.2f} %): "
     )
     if found is None:
-        return [said + "none of those tried.", _tried(search)]
+        return said + "none of those tried."
     said += f"{found['encoder_params'] / 1e6:.3f} M parameters."
     if found["wer"] is not None:
         said += f" Its WER on the test sets is {found['wer']:.2f} %."
-    return [said, _tried(search), "![WER and error of the sizes tried](search.png)"]
+    return said
 
 
-def _tried(search: Mapping[str, Any]) -> str:
+def search_rows(search: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The sizes tried and their WER."""
     rows = []
     for one in search["tried"]:
         reached = "–" if one["encoder_params"] is None else f"{one['encoder_params'] / 1e6:.3f}"
         wer = "–" if one["wer"] is None else f"{one['wer']:.2f}"
         accepted = "yes" if one["accepted"] else "no"
         rows.append([f"{one['wanted_params'] / 1e6:.3f}", reached, wer, accepted])
-    return _markdown_table(["wanted, M", "encoder, M", "WER, %", "near enough"], rows)
+    return ["wanted, M", "encoder, M", "WER, %", "near enough"], rows
 
 
 def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -21,14 +21,18 @@ from liteasr.builders import (
 from liteasr.cli import recipe_parser, run_main
 from liteasr.compression import AllocationError, CompressionPlan
 from liteasr.config import ConfigError, Recipe, Weights, check_goal, load_recipe, to_yaml
-from liteasr.console import console, table
+from liteasr.console import console
 from liteasr.data import SpeechDataModule
+from liteasr.environment import environment
 from liteasr.export import write_model_card
 from liteasr.files import write_text
 from liteasr.loading import load_config, load_processor
 from liteasr.module import WhisperModule
+from liteasr.predictions import write_predictions
+from liteasr.reporting import write_report_or_warn
 from liteasr.runfolder import RunFolder, is_first_process
 from liteasr.stages import evaluate_against_dense, evaluate_module, save_model
+from liteasr.summary import print_summary
 
 __all__ = ["fit", "main"]
 
@@ -83,24 +87,34 @@ def _run_stages(
     stages: dict[str, Any] = {"dense": None, "compressed": None, "finetuned": None}
     timing = {"calibrate": 0.0, "factorize": 0.0, "finetune": 0.0, "evaluate": 0.0}
     if recipe.evaluation.dense and recipe.model.weights is Weights.pretrained:
-        stages["dense"] = run.stage("dense", lambda: evaluate_module(recipe, module, datamodule))
-        run.log("dense", stages["dense"])
+        stages["dense"] = _measure(recipe, run, "dense", module, datamodule)
     if recipe.compression.method != "none":
         timing |= run.stage("compress", lambda: _compress(recipe, run, module, datamodule))
         module = build_module(recipe, str(run.model))
         module.compression_plan = CompressionPlan.load(run.plan)
-        stages["compressed"] = run.stage(
-            "compressed", lambda: evaluate_against_dense(recipe, module, datamodule)
-        )
-        run.log("compressed", stages["compressed"])
+        stages["compressed"] = _measure(recipe, run, "compressed", module, datamodule)
     if recipe.finetune.max_steps:
         timing |= run.stage("finetune", lambda: _finetune(recipe, run, module, datamodule))
         module = build_module(recipe, str(run.model))
-        stages["finetuned"] = run.stage(
-            "finetuned", lambda: evaluate_against_dense(recipe, module, datamodule)
-        )
-        run.log("finetuned", stages["finetuned"])
+        stages["finetuned"] = _measure(recipe, run, "finetuned", module, datamodule)
     return _conclude(recipe, run, stages, timing)
+
+
+def _measure(
+    recipe: Recipe, run: RunFolder, name: str, module: WhisperModule, datamodule: SpeechDataModule
+) -> dict[str, Any]:
+    """WER of a stage, with what the model said of each utterance in ``predictions/``."""
+
+    def measure() -> dict[str, Any]:
+        evaluate = evaluate_module if name == "dense" else evaluate_against_dense
+        result = evaluate(recipe, module, datamodule)
+        if is_first_process():
+            write_predictions(run.predictions, name, module.predictions)
+        return result
+
+    result = run.stage(name, measure)
+    run.log(name, result)
+    return result
 
 
 def _conclude(
@@ -117,8 +131,10 @@ def _conclude(
     }
     if is_first_process():
         write_model_card(run.model, recipe.model.id, metrics)
+        write_text(run.environment, json.dumps(environment(), indent=2) + "\n")
         write_text(run.metrics, json.dumps(metrics, indent=2) + "\n")
-        _print_summary(run, metrics)
+        report = write_report_or_warn(run.path)
+        print_summary(run, metrics, report)
     return metrics
 
 
@@ -138,6 +154,8 @@ def _compress(
     save_model(recipe, run.model, module)
     if trainer.is_global_zero and callback.plan is not None:
         write_text(run.plan, callback.plan.to_json())
+        if callback.spectra is not None:
+            write_text(run.spectra, callback.spectra.to_json())
     trainer.strategy.barrier("liteasr_model_saved")
     return callback.timing_s
 
@@ -162,21 +180,6 @@ def _peak_memory_mb() -> float:
         return torch.cuda.max_memory_allocated() / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1e6 if sys.platform == "darwin" else 1e3)
-
-
-def _print_summary(run: RunFolder, metrics: dict[str, Any]) -> None:
-    stages = {name: metrics[name] for name in ("dense", "compressed", "finetuned") if metrics[name]}
-    sets = next(iter(stages.values()))["datasets"]
-    rows = [
-        ("encoder parameters, M", *(f"{s['encoder_params'] / 1e6:.3f}" for s in stages.values()))
-    ]
-    rows += [(f"WER {n}, %", *(f"{s['datasets'][n]:.2f}" for s in stages.values())) for n in sets]
-    if sets:
-        rows += [("WER, mean of sets, %", *(f"{stage['wer']:.2f}" for stage in stages.values()))]
-    console.print(table("Result", ("", *stages), rows))
-    if metrics["encoder_relative_error"] is not None:
-        console.print(f"relative error of the encoder: {metrics['encoder_relative_error']:.4f}")
-    console.print(f"model: {run.model}")
 
 
 def dry_run(recipe: Recipe) -> None:

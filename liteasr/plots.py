@@ -13,23 +13,25 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, Locator, LogLocator, 
 
 from liteasr.files import atomic_path
 
-__all__ = ["pareto_plot"]
+__all__ = ["STYLES", "LineStyle", "pareto_plot", "save_png"]
 
 
-class _Style(NamedTuple):
+class LineStyle(NamedTuple):
+    """A line that is told apart without its colour too."""
+
     color: str
     marker: str
     line: Any
 
 
 # Colours of Okabe and Ito that are dark enough for lines; black is the dense encoder's.
-_STYLES = (
-    _Style("#0072B2", "o", "-"),
-    _Style("#D55E00", "s", (0, (6, 1.5, 1.5, 1.5))),
-    _Style("#009E73", "^", (0, (1.5, 1.5))),
-    _Style("#CC79A7", "D", (0, (8, 2))),
-    _Style("#E69F00", "v", (0, (6, 1.5, 1.5, 1.5, 1.5, 1.5))),
-    _Style("#56B4E9", "P", (0, (3, 2))),
+STYLES = (
+    LineStyle("#0072B2", "o", "-"),
+    LineStyle("#D55E00", "s", (0, (6, 1.5, 1.5, 1.5))),
+    LineStyle("#009E73", "^", (0, (1.5, 1.5))),
+    LineStyle("#CC79A7", "D", (0, (8, 2))),
+    LineStyle("#E69F00", "v", (0, (6, 1.5, 1.5, 1.5, 1.5, 1.5))),
+    LineStyle("#56B4E9", "P", (0, (3, 2))),
 )
 _DENSE = "#000000"
 
@@ -93,9 +95,18 @@ def pareto_plot(results: Mapping[str, Any], path: str | Path) -> None:
     figure.legend(
         handles, labels, loc="outside lower center", ncols=6, frameon=False, handlelength=4.5
     )
-    path = Path(path)
+    save_png(figure, path)
+
+
+def save_png(figure: Figure, path: str | Path) -> None:
+    """Write a figure as a PNG of 150 dpi, whole or not at all; the same bytes for the same figure.
+
+    Args:
+        figure: The figure.
+        path: File to write.
+    """
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+        figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
 
 
 def _values(results: Sequence[Mapping[str, Any]], key: str) -> list[float]:
@@ -105,9 +116,9 @@ def _values(results: Sequence[Mapping[str, Any]], key: str) -> list[float]:
 def _draw(axes: Axes, results: Sequence[Mapping[str, Any]], key: str) -> None:
     """One line an entry, from its smallest encoder to its largest."""
     for index, name in enumerate(dict.fromkeys(one["name"] for one in results)):
-        style = _STYLES[index % len(_STYLES)]
+        style = STYLES[index % len(STYLES)]
         # A second round of colours is told apart by hollow markers.
-        face = style.color if index < len(_STYLES) else "white"
+        face = style.color if index < len(STYLES) else "white"
         points = sorted(
             (one["encoder_params"] / 1e6, one[key])
             for one in results

@@ -47,6 +47,43 @@ def test_metrics_follow_the_contract(finished):
     assert metrics["peak_memory_mb"] > 100
 
 
+def test_the_report_is_there_and_can_be_made_again(finished, capsys):
+    page = finished / "report" / "report.html"
+    before = page.read_bytes()
+    metrics = json.loads((finished / "metrics.json").read_text())
+    for stage in ("dense", "compressed"):
+        assert f"{metrics[stage]['encoder_params'] / 1e6:.3f}" in before.decode()
+        assert f"{metrics[stage]['wer']:.2f}" in before.decode()
+    assert f"{metrics['encoder_relative_error']:.4f}" in before.decode()
+    pictures = {file.name for file in page.parent.glob("*.png")}
+    assert pictures == {"layers.png", "outcome.png", "spectra.png", "timings.png"}
+    assert liteasr(["report", str(finished)]) == 0
+    assert page.read_bytes() == before
+
+
+def test_predictions_are_kept_and_hold_the_wer(finished):
+    metrics = json.loads((finished / "metrics.json").read_text())
+    for stage in ("dense", "compressed"):
+        for name, wer in metrics[stage]["datasets"].items():
+            file = finished / "predictions" / f"{stage}-{name}.jsonl"
+            rows = [json.loads(line) for line in file.read_text().splitlines()]
+            assert len(rows) == {"an4": 3, "ljspeech": 1}[name]
+            edits, words = (sum(row[key] for row in rows) for key in ("edits", "words"))
+            assert 100 * edits / words == pytest.approx(wer, abs=1e-3)
+
+
+def test_a_report_that_fails_loses_nothing(finished, monkeypatch, caplog):
+    def broken(*_args):
+        raise RuntimeError("no ink")
+
+    metrics = finished / "metrics.json"
+    metrics.unlink()
+    monkeypatch.setattr("liteasr.reporting.page.timings_plot", broken)
+    assert fit(["--config", str(finished / "recipe.yaml"), "run.resume=true"]) == 0
+    assert "no ink" in caplog.text
+    assert json.loads(metrics.read_text())["compressed"] is not None
+
+
 def test_plan_model_and_metrics_agree(finished):
     plan = CompressionPlan.load(finished / "plan.json")
     model, _ = load(str(finished / "model"))
@@ -212,3 +249,8 @@ def test_two_processes_measure_what_one_does(finished, real_model, real_speech, 
     assert one["dense"] == two["dense"]
     assert one["compressed"] == two["compressed"]
     assert one["encoder_relative_error"] == pytest.approx(two["encoder_relative_error"], rel=1e-3)
+    texts = [
+        {file.name: file.read_text() for file in (folder / "predictions").iterdir()}
+        for folder in (finished, run)
+    ]
+    assert texts[0] == texts[1]

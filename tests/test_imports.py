@@ -23,6 +23,7 @@ FORBIDDEN = {
     "compression/factorize.py": {"torch.nn", "lightning", "transformers", "liteasr"},
     "compression/allocate.py": {"torch.nn", "lightning", "transformers", "liteasr"},
     "compression/plan.py": {"torch", "lightning", "transformers", "liteasr"},
+    "compression/spectra.py": {"torch.nn", "lightning", "transformers", "liteasr"},
     "compression/surgery.py": {"lightning", "liteasr.data", "liteasr.callbacks", "liteasr.config"},
     "compression/methods.py": {"lightning", "liteasr.data", "liteasr.config", "liteasr.module"},
     "callbacks": {"liteasr.data", "liteasr.config", "liteasr.builders"},
@@ -31,6 +32,12 @@ FORBIDDEN = {
     "comparison.py": {"liteasr.fit", "liteasr.compare", "liteasr.plots"},
     "compare_report.py": {"torch", "lightning", "transformers", "liteasr.module"},
     "plots.py": {"torch", "lightning", "transformers", "liteasr.module", "liteasr.config"},
+    "predictions.py": {"torch", "lightning", "transformers", "liteasr.module", "liteasr.data"},
+    "reporting": {
+        *("torch", "lightning", "transformers", "liteasr.module", "liteasr.data"),
+        *("liteasr.callbacks", "liteasr.builders", "liteasr.stages", "liteasr.fit"),
+    },
+    "report.py": {"torch", "lightning", "transformers", "liteasr.module", "liteasr.data"},
 }
 
 
