@@ -103,6 +103,7 @@ def test_the_report_says_the_same(compared):
     assert f"{best['wer']:.2f} ({best['encoder_relative_error']:.4f})" in text
     assert "- sens, 0.50M: encoder_params: 500,000 parameters cannot be reached" in text
     assert (compared / "report" / "compare.png").read_bytes().startswith(b"\x89PNG")
+    assert "data:image/png;base64," in (compared / "report" / "report.html").read_text()
 
 
 def test_models_are_kept_when_asked(compared):

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 from importlib.metadata import version
 
 import pytest
-from run_folders import RECIPE, REFERENCE, fake_metrics, fake_run
+from run_folders import RECIPE, REFERENCE, fake_comparison, fake_metrics, fake_run
 
 from liteasr.cli import main as liteasr
 from liteasr.report import main as report
@@ -205,3 +205,20 @@ def test_an_error_in_the_report_is_a_warning(run, monkeypatch, caplog):
     assert write_report_or_warn(run) is None
     assert "RuntimeError: no ink" in caplog.text
     assert f"python -m liteasr.report {run}" in caplog.text
+
+
+def test_a_comparison_has_a_page_too(tmp_path):
+    page = Page(write_report(fake_comparison(tmp_path / "run")))
+    for said in ("19.75 (0.0456)*", "17.25", "12 clips", "not reached", "none of those tried"):
+        assert said in page.words
+    assert "pca, 6.05M: no thresholds < 1 give it" in page.words
+    pictures = [attributes for tag, attributes in page.elements if tag == "img"]
+    assert len(pictures) == 2
+    assert all(one["src"].startswith("data:image/png;base64,") for one in pictures)
+
+
+def test_a_comparison_of_another_layout_is_refused(tmp_path, capsys):
+    run = fake_comparison(tmp_path / "run")
+    (run / "compare.json").write_text('{"dense": {}}')
+    assert report([str(run)]) == 2
+    assert "compare.json is of another layout: calibration, results" in capsys.readouterr().err

@@ -42,7 +42,7 @@ def heat_map(plan: CompressionPlan, path: str | Path) -> None:
     count = 1 + max((number for number, _ in layers), default=0)
     bands = math.ceil(count / _COLUMNS)
     width = math.ceil(count / bands)
-    cell = min(1.0, 8.4 / width)
+    cell = min(1.0, 7.2 / width)
     figure = Figure(figsize=(cell * width + 1.7, 4.6 * bands), layout="constrained")
     grid = figure.subplots(2 * bands, 1, squeeze=False)[:, 0]
     kept = [one.kept_energy for one in layers.values() if one.rank is not None]

@@ -75,3 +75,39 @@ def fake_run(folder, layers=2):
         ]
         write_predictions(folder / "predictions", stage, texts)
     return folder
+
+
+def fake_comparison(folder):
+    """Write the folder of a finished comparison with a search, and return it."""
+    dense = {"encoder_params": 7_632_384, "wer": 17.25, "datasets": {"an4": 1.5, "lj": 33.0}}
+    reached = {
+        "name": "auto & co",
+        "method": "auto",
+        "wanted_params": 6_050_000,
+        "encoder_params": 6_049_152,
+        "wer": 19.75,
+        "datasets": {"an4": 2.25, "lj": 37.25},
+        "encoder_relative_error": 0.0456,
+        "reason": None,
+    }
+    nothing = {"encoder_params": None, "wer": None, "datasets": {}, "encoder_relative_error": None}
+    missed = reached | nothing | {"name": "pca", "reason": "no thresholds < 1 give it"}
+    content = {
+        "dense": dense,
+        "calibration": {"clips": 12},
+        "results": [reached, missed],
+        "best": {"6.05M": "auto & co"},
+        "search": {
+            "name": "auto & co",
+            "max_wer_increase": 0.5,
+            "tolerance": 0.01,
+            "dense": dense,
+            "tried": [reached | {"accepted": False}],
+            "result": None,
+        },
+    }
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text(RECIPE + "compare:\n  encoder_params: [6.05M]\n")
+    (folder / "compare.json").write_text(json.dumps(content))
+    (folder / "environment.json").write_text(json.dumps(environment()))
+    return folder
