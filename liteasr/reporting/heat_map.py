@@ -25,7 +25,7 @@ __all__ = ["heat_map"]
 _COLUMNS = 16
 """Encoder layers side by side; more go into a second row, so that the numbers stay legible."""
 
-_DARK = 0.4
+_DARK = 0.5
 """Luminance of a cell below which its number is white."""
 
 Cell = tuple[float, str]
@@ -66,7 +66,7 @@ def heat_map(plan: CompressionPlan, path: str | Path) -> None:
 
 def _blues() -> Colormap:
     """From nearly white to a blue on which black can still be told from white; falls in grey."""
-    return ListedColormap(colormaps["Blues"](np.linspace(0.04, 0.85, 256)))
+    return ListedColormap(colormaps["Blues"](np.linspace(0.04, 0.8, 256)))
 
 
 def _energy_scale(kept: Sequence[float]) -> Normalize:
