@@ -19,6 +19,7 @@ __all__ = ["COMMANDS", "main", "recipe_parser", "run_main"]
 COMMANDS = {
     "fit": "compress a checkpoint as a recipe says, and measure it",
     "evaluate": "measure the word error rate of a checkpoint",
+    "transcribe": "write down what is said in audio of any length",
     "compare": "compress a checkpoint by several methods to several sizes, and measure all",
     "report": "make the pictures and the page of a finished run once more",
 }
@@ -38,12 +39,12 @@ def recipe_parser(command: str) -> argparse.ArgumentParser:
     return parser
 
 
-def run_main(body: Callable[[], None], command: str = "fit") -> int:
+def run_main(body: Callable[[], None], command: str | None = "fit") -> int:
     """Run an entry point and turn its end into an exit code.
 
     Args:
         body: The work.
-        command: What goes on with ``run.resume=true`` after an interrupt.
+        command: What goes on with ``run.resume=true`` after an interrupt, if it can.
 
     Returns:
         0 done; 2 the configuration or an input is wrong, said on stderr without a traceback; 1
@@ -57,7 +58,8 @@ def run_main(body: Callable[[], None], command: str = "fit") -> int:
         return 2
     except (KeyboardInterrupt, SystemExit):
         # Lightning turns an interrupt within a trainer into SystemExit.
-        print(f"liteasr: interrupted ({command} goes on with run.resume=true)", file=sys.stderr)
+        hint = "" if command is None else f" ({command} goes on with run.resume=true)"
+        print(f"liteasr: interrupted{hint}", file=sys.stderr)
         return 1
     except OSError as error:
         print(f"liteasr: {error}", file=sys.stderr)

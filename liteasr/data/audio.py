@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -11,7 +12,15 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
-__all__ = ["AudioError", "Samples", "audio_seconds", "load_audio", "split_windows"]
+__all__ = [
+    "AudioError",
+    "Samples",
+    "audio_seconds",
+    "cut_pieces",
+    "decoding_error",
+    "load_audio",
+    "split_windows",
+]
 
 Samples: TypeAlias = npt.NDArray[np.float32]
 """Mono samples, (N,), full scale ±1."""
@@ -73,7 +82,7 @@ def load_audio(
             rate, promised = file.samplerate, file.frames
             audio = file.read(dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
-        raise _unreadable(name, error) from error
+        raise decoding_error(name, error) from error
     if len(audio) == 0:
         raise AudioError(name, "holds no samples")
     if len(audio) < promised:
@@ -105,7 +114,7 @@ def audio_seconds(source: str | Path | bytes, *, name: str | None = None) -> flo
     try:
         info: Any = soundfile.info(_file(source, name))
     except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
-        raise _unreadable(name, error) from error
+        raise decoding_error(name, error) from error
     if info.frames == 0:
         raise AudioError(name, "holds no samples")
     return float(info.frames / info.samplerate)
@@ -132,13 +141,39 @@ def split_windows(
         >>> [round(len(window) / 16_000) for window in split_windows(noise)]
         [28, 12]
     """
+    return list(cut_pieces([audio], max_seconds, sampling_rate))
+
+
+def cut_pieces(
+    blocks: Iterable[Samples], max_seconds: float = 30.0, sampling_rate: int = 16_000
+) -> Iterator[Samples]:
+    """Cut audio that comes in blocks where :func:`split_windows` would cut it whole.
+
+    No more than two pieces and two blocks are held at a time.
+
+    Args:
+        blocks: Consecutive samples, (N,) each, of any lengths.
+        max_seconds: Longest piece.
+        sampling_rate: Rate of the samples, in Hz.
+
+    Yields:
+        Pieces that give the audio when put together again; at least one.
+    """
     longest = max(1, round(max_seconds * sampling_rate))
-    windows, start = [], 0
-    while len(audio) - start > longest:
-        cut = _quietest(audio[start : start + longest], sampling_rate)
-        windows.append(audio[start : start + cut])
-        start += cut
-    return [*windows, audio[start:]]
+    held: list[Samples] = []
+    samples = 0
+    for block in blocks:
+        held.append(block)
+        samples += len(block)
+        if samples <= longest:
+            continue
+        joined = np.concatenate(held) if len(held) > 1 else block
+        while len(joined) > longest:
+            cut = _quietest(joined[:longest], sampling_rate)
+            yield joined[:cut]
+            joined = joined[cut:]
+        held, samples = [joined], len(joined)
+    yield np.concatenate(held or [np.zeros(0, np.float32)])
 
 
 def _quietest(window: Samples, sampling_rate: int) -> int:
@@ -175,7 +210,13 @@ def _file(source: str | Path | bytes, name: str) -> str | io.BytesIO:
     return str(path)
 
 
-def _unreadable(name: str, error: Exception) -> AudioError:
+def decoding_error(name: str, error: Exception) -> AudioError:
+    """What to tell the user when soundfile fails.
+
+    Args:
+        name: What to call the audio.
+        error: Raised while the file was opened or read.
+    """
     if isinstance(error, AudioError):
         return error
     # libsndfile's own words, without the path that soundfile puts before them.
