@@ -5,10 +5,12 @@ Shape suffixes: B pieces or windows in a batch, M mel bins, F mel frames.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,14 +19,21 @@ from transformers import WhisperForConditionalGeneration
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from liteasr.config import ConfigError, LongForm
-from liteasr.data import AudioStream, LogMel, Samples, cut_pieces
+from liteasr.data import AudioStream, LogMel, cut_pieces
 from liteasr.module import WhisperModule
 from liteasr.transcripts import Segment, Transcript, tidy_segments
 
 __all__ = ["Transcriber", "predicts_timestamps"]
 
-Piece: TypeAlias = tuple[float, Samples]
-"""Where it starts, in seconds, and its samples."""
+
+@dataclass(frozen=True)
+class _Piece:
+    """Audio to decode by itself: its place in the file, in seconds, and its features."""
+
+    start: float
+    end: float
+    features_1MF: Tensor
+    frames: int
 
 
 def predicts_timestamps(model: WhisperForConditionalGeneration) -> bool:
@@ -70,7 +79,7 @@ class Transcriber:
         module: WhisperModule,
         *,
         long_form: LongForm | None = None,
-        batch_size: int = 16,
+        batch_size: int = 8,
     ) -> None:
         if long_form is LongForm.timestamps and not _has_timestamp_tokens(module.model):
             raise ConfigError(
@@ -114,9 +123,9 @@ class Transcriber:
 
             for index, batch in enumerate(self._batches(stream)):
                 if index == 0:
-                    language = self._language(batch[0][1])
+                    language = self._language(batch[0])
                 segments += self._decode(batch, language, report)
-                report(self._end(batch[-1]))
+                report(batch[-1].end)
         return Transcript(
             file=name,
             duration=round(stream.seconds, 3),
@@ -128,40 +137,43 @@ class Transcriber:
 
     # ------------------------------------------------------------------ pieces
 
-    def _batches(self, stream: AudioStream) -> Iterator[list[Piece]]:
+    def _pieces(self, stream: AudioStream) -> Iterator[_Piece]:
         by_timestamps = self.long_form is LongForm.timestamps
         longest = self._log_mel.window_seconds * (self.SECTION_WINDOWS if by_timestamps else 1)
-        batch: list[Piece] = []
-        start = 0
-        for samples in cut_pieces(stream, longest, stream.sampling_rate):
-            batch.append((start / stream.sampling_rate, samples))
-            start += len(samples)
-            if len(batch) == self.batch_size:
-                yield batch
-                batch = []
-        if batch:
+        rate, start = stream.sampling_rate, 0
+        for samples in cut_pieces(stream, longest, rate):
+            end = start + len(samples)
+            if self._log_mel.is_long(len(samples)):
+                features_1MF, mask_1F = self._log_mel.whole(samples)
+                frames = int(mask_1F.sum())
+            else:
+                features_1MF, _ = self._log_mel.windows([samples])
+                frames = len(samples) // self._log_mel.settings["hop_length"]
+            yield _Piece(start / rate, end / rate, features_1MF, max(1, frames))
+            start = end
+
+    def _batches(self, stream: AudioStream) -> Iterator[list[_Piece]]:
+        pieces = self._pieces(stream)
+        while batch := list(itertools.islice(pieces, self.batch_size)):
             yield batch
 
-    def _end(self, piece: Piece) -> float:
-        return piece[0] + len(piece[1]) / self._log_mel.sampling_rate
-
-    def _features(self, batch: Sequence[Piece]) -> tuple[Tensor, Tensor]:
-        """Features, (B, M, F), and a mask of the frames that count, (B, F)."""
-        pieces = [samples for _, samples in batch]
-        if not any(self._log_mel.is_long(len(samples)) for samples in pieces):
-            features_BMF, _ = self._log_mel.windows(pieces)
-            mask_BF = torch.ones(len(pieces), features_BMF.shape[-1], dtype=torch.long)
-        else:
-            whole = [self._log_mel.whole(samples) for samples in pieces]
-            most = max(mask_1F.shape[-1] for _, mask_1F in whole)
-            features_BMF = torch.cat([F.pad(f, (0, most - f.shape[-1])) for f, _ in whole])
-            mask_BF = torch.cat([F.pad(m, (0, most - m.shape[-1])) for _, m in whole])
+    def _inputs(self, batch: Sequence[_Piece]) -> dict[str, Tensor]:
+        """Features, (B, M, F), and a mask of the frames that are audio, (B, F)."""
+        most = max(piece.features_1MF.shape[-1] for piece in batch)
+        features_BMF = torch.cat(
+            [F.pad(one.features_1MF, (0, most - one.features_1MF.shape[-1])) for one in batch]
+        )
+        frames_B1 = torch.tensor([[piece.frames] for piece in batch])
+        mask_BF = (torch.arange(most) < frames_B1).long()
         model = self._module.model
-        return features_BMF.to(model.device, model.dtype), mask_BF.to(model.device)
+        return {
+            "input_features": features_BMF.to(model.device, model.dtype),
+            "attention_mask": mask_BF.to(model.device),
+        }
 
     # ------------------------------------------------------------------ decoding
 
-    def _language(self, first: Samples) -> str | None:
+    def _language(self, first: _Piece) -> str | None:
         """Code of the language given, or recognised in the first window of a file."""
         module, settings = self._module, self._module.model.generation_config
         given: str | None = module.hparams["language"]
@@ -172,21 +184,17 @@ class Transcriber:
             return "en" if getattr(settings, "is_multilingual", None) is False else None
         if not getattr(settings, "lang_to_id", None):
             return None
-        window = first[: self._log_mel.window_samples]
-        (token,) = module.model.detect_language(self._features([(0.0, window)])[0])
+        window_frames = 2 * int(module.model.config.max_source_positions)
+        features_1MF = self._inputs([first])["input_features"][:, :, :window_frames]
+        (token,) = module.model.detect_language(features_1MF)
         text: str = module.processor.tokenizer.convert_ids_to_tokens(int(token))
         return text.strip("<|>")
 
     def _decode(
-        self, batch: Sequence[Piece], language: str | None, report: Callable[[float], None]
+        self, batch: Sequence[_Piece], language: str | None, report: Callable[[float], None]
     ) -> list[Segment]:
-        features_BMF, mask_BF = self._features(batch)
         hparams = self._module.hparams
-        options: dict[str, Any] = {
-            "input_features": features_BMF,
-            "attention_mask": mask_BF,
-            "num_beams": hparams["num_beams"],
-        }
+        options: dict[str, Any] = {**self._inputs(batch), "num_beams": hparams["num_beams"]}
         if hparams["max_new_tokens"] is not None:
             options["max_new_tokens"] = hparams["max_new_tokens"]
         if self._module.is_multilingual:
@@ -195,18 +203,18 @@ class Transcriber:
             return self._by_windows(batch, options)
         return self._by_timestamps(batch, options, report)
 
-    def _by_windows(self, batch: Sequence[Piece], options: dict[str, Any]) -> list[Segment]:
+    def _by_windows(self, batch: Sequence[_Piece], options: dict[str, Any]) -> list[Segment]:
         tokens_BL = self._module.model.generate(**options, return_timestamps=False)
         texts = self._module.processor.batch_decode(tokens_BL, skip_special_tokens=True)
         segments = []
         for piece, text in zip(batch, texts, strict=True):
-            start, end = piece[0], self._end(piece)
-            segments += tidy_segments([Segment(start, end, text)], start, end)
+            said = [Segment(piece.start, piece.end, text)]
+            segments += tidy_segments(said, piece.start, piece.end)
         return segments
 
     def _by_timestamps(
         self,
-        batch: Sequence[Piece],
+        batch: Sequence[_Piece],
         options: dict[str, Any],
         report: Callable[[float], None],
     ) -> list[Segment]:
@@ -214,19 +222,19 @@ class Transcriber:
 
         def monitor(seek_and_frames_B2: Tensor) -> None:
             done = float(seek_and_frames_B2.amin(dim=1).sum()) / frames_a_second
-            report(min(batch[0][0] + done, self._end(batch[-1])))
+            report(min(batch[0].start + done, batch[-1].end))
 
         output: Any = self._module.model.generate(
             **options, return_timestamps=True, return_segments=True, monitor_progress=monitor
         )
         segments = []
         for piece, found in zip(batch, output["segments"], strict=True):
-            start, end = piece[0], self._end(piece)
+            at = piece.start
             said = [
-                Segment(start + float(one["start"]), start + float(one["end"]), self._text(one))
+                Segment(at + float(one["start"]), at + float(one["end"]), self._text(one))
                 for one in found
             ]
-            segments += tidy_segments(said, start, end)
+            segments += tidy_segments(said, piece.start, piece.end)
         return segments
 
     def _text(self, segment: dict[str, Any]) -> str:

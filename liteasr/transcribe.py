@@ -46,7 +46,7 @@ def load_transcriber(
     language: str | None = None,
     task: str | None = None,
     long_form: str | None = None,
-    batch_size: int = 16,
+    batch_size: int = 8,
     num_beams: int = 1,
     max_new_tokens: int | None = None,
     dtype: str = "float32",
@@ -269,7 +269,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=[mode.value for mode in LongForm],
         help="how audio over 30 s is decoded; timestamps, where the checkpoint predicts them",
     )
-    add("--batch-size", type=_positive, default=16, help="pieces of a file decoded together")
+    add("--batch-size", type=_positive, default=8, help="pieces of a file decoded together")
     add("--num-beams", type=_positive, default=1, help="1 is greedy")
     add("--max-new-tokens", type=_positive, help="for 30 s of audio at most")
     add("--dtype", choices=[dtype.value for dtype in Dtype], default="float32", help="of weights")

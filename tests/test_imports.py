@@ -31,6 +31,8 @@ FORBIDDEN = {
     "stages.py": {"liteasr.fit", "liteasr.compare", "liteasr.comparison"},
     "comparison.py": {"liteasr.fit", "liteasr.compare", "liteasr.plots"},
     "compare_report.py": {"torch", "lightning", "transformers", "liteasr.module"},
+    "transcripts.py": {"torch", "lightning", "transformers", "liteasr"},
+    "recognition.py": {"lightning", "liteasr.callbacks", "liteasr.compression", "liteasr.builders"},
     "plots.py": {"torch", "lightning", "transformers", "liteasr.module", "liteasr.config"},
     "predictions.py": {"torch", "lightning", "transformers", "liteasr.module", "liteasr.data"},
     "reporting": {

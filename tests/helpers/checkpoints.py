@@ -8,6 +8,17 @@ from transformers import GenerationConfig, WhisperForConditionalGeneration
 TIMESTAMPS = 51
 
 
+def special_tokens(tokenizer):
+    """What a configuration says of a tokenizer."""
+    end, start = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|startoftranscript|>"])
+    return {
+        "bos_token_id": end,
+        "eos_token_id": end,
+        "pad_token_id": end,
+        "decoder_start_token_id": start,
+    }
+
+
 def save_checkpoint(folder, languages=("en", "de"), *, multilingual=False, timestamps=False):
     """Save one that always has something to say.
 
@@ -19,12 +30,7 @@ def save_checkpoint(folder, languages=("en", "de"), *, multilingual=False, times
     processor = make_processor(languages, chunk_length=1)
     tokenizer = processor.tokenizer
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in tokenizer.get_vocab()}
-    special = {
-        "bos_token_id": ids["<|endoftext|>"],
-        "eos_token_id": ids["<|endoftext|>"],
-        "pad_token_id": ids["<|endoftext|>"],
-        "decoder_start_token_id": ids["<|startoftranscript|>"],
-    }
+    special = special_tokens(tokenizer)
     torch.manual_seed(0)
     vocab_size = len(tokenizer) + (TIMESTAMPS if timestamps else 0)
     config = tiny_config(vocab_size=vocab_size, **special)
