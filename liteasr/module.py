@@ -286,7 +286,12 @@ class WhisperModule(L.LightningModule):
                 # The mask hides nothing: Whisper attends to padding. It keeps generate quiet.
                 mask_BT = torch.ones(part_BTD.shape[:2], dtype=torch.long, device=part_BTD.device)
                 encoded = BaseModelOutput(last_hidden_state=part_BTD)
-                texts += self._generate(encoder_outputs=encoded, attention_mask=mask_BT)
+                texts += self._generate(
+                    encoder_outputs=encoded,
+                    attention_mask=mask_BT,
+                    # A window is decoded once, even if the model speaks of times unasked.
+                    force_unique_generate_call=True,
+                )
         windows = iter(texts)
         return [
             " ".join(next(windows).strip() for _ in range(count)).strip()

@@ -7,10 +7,10 @@ import soundfile
 import torch
 import yaml
 from speech_files import RATE, make_processor, noise
-from tiny import tiny_config
+from tiny import give_opinions, tiny_config
 from transformers import GenerationConfig
 
-from liteasr import load
+from liteasr import WhisperModule, load
 from liteasr.config import ConfigError, load_recipe
 from liteasr.fit import main as fit
 
@@ -102,3 +102,19 @@ def test_without_weights_there_is_nothing_to_load(shape):
 def test_random_weights_are_not_compressed(recipe_file):
     with pytest.raises(ConfigError, match=r"model\.weights: random weights cannot be compressed"):
         load_recipe(recipe_file, ["compression.method=pca"])
+
+
+def test_times_that_nobody_asked_for_do_no_harm(shape):
+    """Clips of a batch that name different times once made transformers look for their audio."""
+    torch.manual_seed(7)
+    module = WhisperModule(str(shape), random_weights=True)
+    ids = module.processor.tokenizer.convert_tokens_to_ids(
+        ["<|0.40|>", "<|0.60|>", "<|endoftext|>"]
+    )
+    give_opinions(module.model)
+    generator = torch.Generator().manual_seed(7)
+    weight = torch.zeros_like(module.model.proj_out.weight)
+    weight[ids] = torch.randn(3, 64, generator=generator)
+    module.model.proj_out.weight.data = weight
+    features = torch.randn(6, 80, 100, generator=generator) * 3
+    assert module.decode({"input_features": features, "segments": [1] * 6}) == [""] * 6

@@ -55,6 +55,7 @@ class WhisperDecoder:
             do_sample=False,
             return_timestamps=False,
             return_dict_in_generate=True,
+            force_unique_generate_call=True,
             **self._options,
         )
         tokens_BL: Tensor = output.sequences
