@@ -3,8 +3,8 @@
 ::
 
     python tools/make_demo_model.py shape --window 10 --output runs/demo/shape
-    python tools/make_demo_model.py lengthen runs/demo/short/model --output runs/demo/long-shape
-    python tools/make_demo_model.py pack runs/demo/long/model
+    python tools/make_demo_model.py lengthen runs/train_short/model --output runs/demo/long
+    python tools/make_demo_model.py pack runs/train/model
 
 ``shape`` writes a folder with everything but weights, for ``model.weights: random``. Whisper's
 encoder costs as much for a second of speech as for thirty, so most of the training happens on short
@@ -15,7 +15,6 @@ of 30 s and keeps all other weights. ``pack`` puts the weights into the package 
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +34,10 @@ WINDOW = 30
 """Seconds of Whisper's window."""
 
 FRAMES_PER_SECOND = 50
+
+TOKENS = 224
+"""Positions of the decoder: plenty for 30 s of speech with its timestamps."""
+
 LARGEST = 6_000_000
 """Bytes that the packaged weights may take."""
 
@@ -71,12 +74,12 @@ def demo_config(processor: WhisperProcessor, window: int) -> WhisperConfig:
         d_model=192,
         encoder_layers=4,
         encoder_attention_heads=3,
-        encoder_ffn_dim=512,
+        encoder_ffn_dim=480,
         decoder_layers=2,
         decoder_attention_heads=3,
         decoder_ffn_dim=192,
         max_source_positions=window * FRAMES_PER_SECOND,
-        max_target_positions=224,
+        max_target_positions=TOKENS,
         eos_token_id=end,
         bos_token_id=end,
         pad_token_id=end,
@@ -90,7 +93,7 @@ def write_shape(output: Path, window: int) -> None:
     """Configuration, tokenizer and feature extractor for windows of some seconds."""
     processor = _processor(PACKAGED, window)
     demo_config(processor, window).save_pretrained(output)
-    _write_generation(output)
+    _generation().save_pretrained(output)
     processor.save_pretrained(output)
 
 
@@ -107,7 +110,7 @@ def lengthen(source: Path, output: Path) -> None:
     fresh = longer.state_dict()[positions]
     torch.testing.assert_close(fresh[:count], weights[positions], rtol=0, atol=1e-4)
     longer.load_state_dict({**weights, positions: fresh})
-    longer.generation_config = GenerationConfig.from_pretrained(PACKAGED)
+    longer.generation_config = _generation()
     longer.save_pretrained(output)
     processor.save_pretrained(output)
 
@@ -117,7 +120,7 @@ def pack(source: Path) -> None:
     model = WhisperForConditionalGeneration.from_pretrained(source, dtype=torch.float16)
     if model.config.max_source_positions != WINDOW * FRAMES_PER_SECOND:
         raise SystemExit(f"{source} is not for windows of {WINDOW} s: lengthen and train it first")
-    model.generation_config = GenerationConfig.from_pretrained(PACKAGED)
+    model.generation_config = _generation()
     model.save_pretrained(PACKAGED)
     size = (PACKAGED / "model.safetensors").stat().st_size
     print(f"{PACKAGED / 'model.safetensors'}: {size / 1e6:.2f} MB")
@@ -135,9 +138,10 @@ def _processor(folder: Path, window: int) -> WhisperProcessor:
     return processor
 
 
-def _write_generation(output: Path) -> None:
-    output.mkdir(parents=True, exist_ok=True)
-    shutil.copy(PACKAGED / "generation_config.json", output)
+def _generation() -> GenerationConfig:
+    generation = GenerationConfig.from_pretrained(PACKAGED)
+    generation.max_length = TOKENS
+    return generation
 
 
 if __name__ == "__main__":
