@@ -90,6 +90,7 @@ def build_datamodule(recipe: Recipe, module: WhisperModule) -> SpeechDataModule:
         normalizer=module.normalizer,
         seed=recipe.run.seed,
         long_form=recipe.decoding.long_form.value,
+        max_labels=module.model.config.max_target_positions,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,6 @@ from liteasr.config import ConfigError
 from liteasr.modeling import LiteWhisperConfig, LiteWhisperForConditionalGeneration
 
 __all__ = ["load", "load_config", "load_model", "load_processor", "make_model"]
-
-log = logging.getLogger(__name__)
 
 
 def load(
@@ -117,7 +114,11 @@ def load_model(
 def make_model(
     model_id: str, *, revision: str | None = None, dtype: str = "float32", attention: str = "sdpa"
 ) -> WhisperForConditionalGeneration:
-    """A model of a checkpoint's shape with random weights; see :func:`load`."""
+    """A model of a checkpoint's shape with random weights; see :func:`load`.
+
+    Raises:
+        ConfigError: If the configuration, or the generation configuration, cannot be used.
+    """
     model_id = _expanded(model_id)
     config = load_config(model_id, revision)
     model: WhisperForConditionalGeneration = AutoModelForSpeechSeq2Seq.from_config(
@@ -125,8 +126,10 @@ def make_model(
     )
     try:
         model.generation_config = GenerationConfig.from_pretrained(model_id, revision=revision)
-    except OSError:
-        log.info("%s has no generation_config.json", model_id)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"model.id: {model_id} has no usable generation_config.json, which random weights need"
+        ) from error
     return model.eval()
 
 

@@ -306,9 +306,10 @@ class WhisperModule(L.LightningModule):
     def decoder(self) -> WhisperDecoder:
         """The model's decoder by itself, for compression methods."""
         special_tokens = self.processor.tokenizer.all_special_ids
-        return WhisperDecoder(self.model, special_tokens, **self._decoding())
+        return WhisperDecoder(self.model, special_tokens, **self.decoding_options())
 
-    def _decoding(self) -> dict[str, Any]:
+    def decoding_options(self) -> dict[str, Any]:
+        """Arguments of ``generate`` that the hyper-parameters ask for, beams aside."""
         options: dict[str, Any] = {}
         if self.is_multilingual:
             options |= {"language": self.hparams["language"], "task": self.hparams["task"]}
@@ -317,7 +318,7 @@ class WhisperModule(L.LightningModule):
         return options
 
     def _generate(self, **options: Any) -> list[str]:
-        options |= {"num_beams": self.hparams["num_beams"], **self._decoding()}
+        options |= {"num_beams": self.hparams["num_beams"], **self.decoding_options()}
         tokens_BL = self.model.generate(**options)
         texts: list[str] = self.processor.batch_decode(tokens_BL, skip_special_tokens=True)
         return texts

@@ -193,18 +193,21 @@ class Transcriber:
     def _decode(
         self, batch: Sequence[_Piece], language: str | None, report: Callable[[float], None]
     ) -> list[Segment]:
-        hparams = self._module.hparams
-        options: dict[str, Any] = {**self._inputs(batch), "num_beams": hparams["num_beams"]}
-        if hparams["max_new_tokens"] is not None:
-            options["max_new_tokens"] = hparams["max_new_tokens"]
+        options = {**self._inputs(batch), **self._module.decoding_options()}
+        options["num_beams"] = self._module.hparams["num_beams"]
         if self._module.is_multilingual:
-            options |= {"language": language, "task": hparams["task"]}
+            options["language"] = language
         if self.long_form is LongForm.windows:
             return self._by_windows(batch, options)
         return self._by_timestamps(batch, options, report)
 
     def _by_windows(self, batch: Sequence[_Piece], options: dict[str, Any]) -> list[Segment]:
-        tokens_BL = self._module.model.generate(**options, return_timestamps=False)
+        tokens_BL = self._module.model.generate(
+            **options,
+            return_timestamps=False,
+            # A window is decoded once, even if the model speaks of times unasked.
+            force_unique_generate_call=True,
+        )
         texts = self._module.processor.batch_decode(tokens_BL, skip_special_tokens=True)
         segments = []
         for piece, text in zip(batch, texts, strict=True):

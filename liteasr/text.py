@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["is_english_only", "is_scorable", "make_normalizer"]
+__all__ = ["UNSPACED_LANGUAGES", "is_english_only", "is_scorable", "make_normalizer"]
 
 _ENGLISH = ("en", "english")
 _NOT_SCORED = "ignore time segment in scoring"
@@ -13,6 +13,9 @@ _UNSPACED = frozenset(
     ("zh", "chinese", "mandarin", "ja", "japanese", "th", "thai", "lo", "lao")
     + ("my", "myanmar", "burmese", "yue", "cantonese")
 )
+UNSPACED_LANGUAGES = frozenset({"zh", "yue", "ja", "th", "lo", "my", "km", "bo"})
+"""Codes of languages that are written without spaces between words."""
+
 _GPT2_END_OF_TEXT = 50256
 
 

@@ -210,7 +210,7 @@ class _Writer:
             print(gap + heading + self._render(transcript), end="", flush=True)
 
     def close(self) -> None:
-        """Write what waits for the last input."""
+        """Write what waits for the last input, or was done before something went wrong."""
         if self._is_list:
             content = [transcript.to_dict() for transcript in self._listed]
             print(json.dumps(content, indent=2, ensure_ascii=False))
@@ -235,6 +235,17 @@ def _run(arguments: argparse.Namespace) -> None:
         device=arguments.device,
     )
     writer = _Writer(inputs, arguments.format, arguments.output)
+    try:
+        problems = _transcribe_all(transcriber, inputs, writer)
+    finally:
+        writer.close()
+    if problems:
+        several = f"{len(problems)} of {len(inputs)} files could not be used"
+        raise ConfigError(several if len(inputs) > 1 else problems)
+
+
+def _transcribe_all(transcriber: Transcriber, inputs: Sequence[str], writer: _Writer) -> list[str]:
+    """Transcribe what can be; returns what is wrong with the others."""
     problems = []
     for index, audio in enumerate(inputs):
         place = f" ({index + 1} of {len(inputs)})" if len(inputs) > 1 else ""
@@ -248,10 +259,7 @@ def _run(arguments: argparse.Namespace) -> None:
         if transcript.warning is not None:
             print(f"liteasr: {transcript.file}: {transcript.warning}", file=sys.stderr, flush=True)
         writer.write(index, transcript)
-    writer.close()
-    if problems:
-        several = f"{len(problems)} of {len(inputs)} files could not be used"
-        raise ConfigError(several if len(inputs) > 1 else problems)
+    return problems
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from liteasr.text import UNSPACED_LANGUAGES
+
 __all__ = ["FORMATS", "Segment", "Transcript", "tidy_segments"]
 
 LINE_CHARACTERS = 42
@@ -19,7 +21,6 @@ CUE_LINES = 2
 
 _MILLISECOND = 0.001
 _NO_TEXT = re.compile(r"[\s\x00-\x1f\x7f-\x9f]+")
-_UNSPACED = frozenset({"zh", "yue", "ja", "th", "lo", "my", "km", "bo"})
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,14 @@ class Transcript:
     @property
     def text(self) -> str:
         """All that was said, on one line."""
-        space = "" if self.language in _UNSPACED else " "
+        space = "" if self.language in UNSPACED_LANGUAGES else " "
         return space.join(segment.text for segment in self.segments)
 
     def to_dict(self) -> dict[str, Any]:
-        """``file``, ``duration``, ``language``, ``text``, ``segments`` and ``rtfx``, plain."""
+        """``file``, ``duration``, ``language``, ``text``, ``segments`` and ``rtfx``, plain.
+
+        ``warning`` too, where there is one.
+        """
         return {
             "file": self.file,
             "duration": self.duration,
@@ -82,6 +86,7 @@ class Transcript:
             "text": self.text,
             "segments": [asdict(segment) for segment in self.segments],
             "rtfx": self.rtfx,
+            **({} if self.warning is None else {"warning": self.warning}),
         }
 
 

@@ -1,12 +1,8 @@
 """The demo model's way from nothing: shape, training on short windows, whole windows."""
 
-import sys
-
 import pytest
 import torch
 from runs import ROOT
-
-sys.path.insert(0, str(ROOT / "tools"))
 
 import make_demo_model
 from liteasr import load

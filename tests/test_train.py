@@ -79,6 +79,7 @@ def test_a_shape_becomes_a_checkpoint(recipe_file, tmp_path):
     assert metrics["compressed"] is None
     assert metrics["finetuned"]["wer"] is not None
     assert metrics["encoder_relative_error"] is None
+    assert (tmp_path / "run" / "report" / "report.html").is_file()
     model, processor = load(str(tmp_path / "run" / "model"))
     assert model.generation_config.no_timestamps_token_id is not None
     assert len(processor.tokenizer) == model.config.vocab_size

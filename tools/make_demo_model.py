@@ -15,7 +15,9 @@ of 30 s and keeps all other weights. ``pack`` puts the weights into the package 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -121,11 +123,13 @@ def pack(source: Path) -> None:
     if model.config.max_source_positions != WINDOW * FRAMES_PER_SECOND:
         raise SystemExit(f"{source} is not for windows of {WINDOW} s: lengthen and train it first")
     model.generation_config = _generation()
-    model.save_pretrained(PACKAGED)
-    size = (PACKAGED / "model.safetensors").stat().st_size
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        size = (Path(folder) / "model.safetensors").stat().st_size
+        if size > LARGEST:
+            raise SystemExit(f"the weights take more than {LARGEST / 1e6:g} MB: {size / 1e6:.2f}")
+        shutil.copytree(folder, PACKAGED, dirs_exist_ok=True)
     print(f"{PACKAGED / 'model.safetensors'}: {size / 1e6:.2f} MB")
-    if size > LARGEST:
-        raise SystemExit(f"the weights take more than {LARGEST / 1e6:g} MB")
 
 
 def _processor(folder: Path, window: int) -> WhisperProcessor:

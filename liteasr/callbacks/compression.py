@@ -36,6 +36,12 @@ __all__ = ["CompressionCallback"]
 
 log = logging.getLogger(__name__)
 
+_MODEL_KEYS = (
+    *("model_id", "revision", "dtype", "processor_id"),
+    *("language", "task", "max_new_tokens"),
+)
+"""Hyper-parameters that say what the encoder gives and what the decoder says of it."""
+
 
 class CompressionCallback(L.Callback):
     """Calibrates and compresses a :class:`~liteasr.WhisperModule` at the start of ``trainer.fit``.
@@ -218,7 +224,7 @@ class CompressionCallback(L.Callback):
             "layers": sorted(self.method.linears),
             "calibration": _fingerprint(trainer),
             "batch_size": getattr(data, "calibration_batch_size", None),
-            "model": [str(pl_module.hparams.get(key)) for key in ("model_id", "revision", "dtype")],
+            "model": [str(pl_module.hparams.get(key)) for key in _MODEL_KEYS],
             "precision": str(trainer.precision),
             "world_size": trainer.world_size,
         }

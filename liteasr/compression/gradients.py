@@ -178,26 +178,32 @@ class GradientMethod(PCAMethod):
 
         With ``p`` the probabilities of a token, ``B = diag(√p) − p √pᵀ`` is a factor of the Fisher
         information ``diag(p) − p pᵀ`` of the logits, half of which is the divergence to second
-        order.
+        order. Clips go one by one: their logits are large.
         """
         assert self.decoder is not None
-        tokens_BL, predicted_BL = said
-        encoded_BTD = z_BTD.detach().requires_grad_()
-        logits_BLV = self.decoder.logits(encoded_BTD, tokens_BL).float()
-        with torch.no_grad():
-            p_BLV = logits_BLV.softmax(dim=-1)
-            v_BLV = torch.zeros_like(p_BLV)
-            for v_LV, is_LV, seed in zip(v_BLV, predicted_BL, seeds, strict=True):
-                shape = torch.Size((int(is_LV.sum()), v_LV.shape[-1]))
-                v_LV[is_LV] = _noise(shape, seed + probe).to(v_LV)
-            v_BLV *= p_BLV.sqrt()
-            v_BLV -= p_BLV * v_BLV.sum(dim=-1, keepdim=True)
-            # Per token as the error is per frame, so that a clip counts by its length in both.
-            tokens_B = predicted_BL.sum(dim=1).clamp_min(1)
-            weight_B = self.decoder_weight / 2 * frames_B / tokens_B
-            v_BLV *= weight_B.sqrt()[:, None, None]
-        (gradient_BTD,) = torch.autograd.grad(logits_BLV, encoded_BTD, v_BLV)
-        return gradient_BTD
+        gradients = []
+        for z_TD, tokens_L, is_predicted_L, frames, seed in zip(
+            z_BTD, *said, frames_B.tolist(), seeds, strict=True
+        ):
+            count = int(is_predicted_L.sum())
+            length = int(is_predicted_L.nonzero().max()) + 1 if count else 0
+            if length == 0:
+                gradients.append(torch.zeros_like(z_TD))
+                continue
+            encoded_1TD = z_TD.detach()[None].requires_grad_()
+            logits_LV = self.decoder.logits(encoded_1TD, tokens_L[None, :length])[0].float()
+            with torch.no_grad():
+                p_LV = logits_LV.softmax(dim=-1)
+                noise = _noise(torch.Size((count, p_LV.shape[-1])), _other(seed) + probe)
+                v_LV = torch.zeros_like(p_LV)
+                v_LV[is_predicted_L[:length]] = noise.to(p_LV)
+                v_LV *= p_LV.sqrt()
+                v_LV -= p_LV * v_LV.sum(dim=-1, keepdim=True)
+                # Per token as the error is per frame, so that a clip counts by its length in both.
+                v_LV *= (self.decoder_weight / 2 * frames / count) ** 0.5
+            (gradient_1TD,) = torch.autograd.grad(logits_LV, encoded_1TD, v_LV)
+            gradients.append(gradient_1TD[0])
+        return torch.stack(gradients).to(z_BTD)
 
     def reduce(self, reduce_sum: Callable[[Tensor], Tensor]) -> None:
         """Sum moments and gradients over all processes, and give each the clips of all."""
@@ -300,6 +306,11 @@ def _variance(z_BTD: Tensor, is_audio_BT: Tensor) -> Tensor:
 def _seed(features_MF: Tensor) -> int:
     """A number that depends on a clip alone: whoever sees it, and when, draws the same noise."""
     return zlib.crc32(features_MF.detach().float().cpu().numpy().tobytes())
+
+
+def _other(seed: int) -> int:
+    """A seed for noise that must not be that of another seed's, of the same clip."""
+    return zlib.crc32(seed.to_bytes(4, "little"), 1)
 
 
 def _noise(shape: torch.Size, seed: int) -> Tensor:

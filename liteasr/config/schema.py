@@ -201,7 +201,8 @@ class DataConfig:
     """Clips a training step on one process."""
     train_timestamps: float = 0.0
     """Share of the training clips that are learned with timestamps, from 0 to 1: those of their
-    ``segments`` where a set tells them (``start``, ``end``, ``text``), else start and end."""
+    ``segments`` where a folder or manifest tells them (``start``, ``end``, ``text``; not in a
+    stream), else start and end of the clip."""
     eval_batch_size: int = 16
     """Utterances decoded together on one process."""
     num_workers: int = 1

@@ -15,7 +15,7 @@ from liteasr.data.labels import LabelEncoder
 from liteasr.data.loader import Extent, SpeechLoader, Tally, make_loader
 from liteasr.data.order import Order, evaluation_order
 from liteasr.data.sets import SpeechSet, check_disjoint, load_sets
-from liteasr.data.training import training_loader
+from liteasr.data.training import LabelOptions, training_loader
 from liteasr.data.utterances import Sharding
 
 __all__ = ["SpeechDataModule"]
@@ -44,6 +44,7 @@ class SpeechDataModule(L.LightningDataModule):
             evaluated.
         seed: Seed of the draw of calibration clips and of the order of training.
         long_form: ``timestamps`` gives an utterance over 30 s whole, ``windows`` cuts it.
+        max_labels: Tokens that the decoder has positions for.
 
     Attributes:
         tallies: What could not be read or was left out, by role.
@@ -59,6 +60,7 @@ class SpeechDataModule(L.LightningDataModule):
         normalizer: Callable[[str], str],
         seed: int = 0,
         long_form: str = "timestamps",
+        max_labels: int = 448,
     ) -> None:
         super().__init__()
         # A set may have fewer utterances than there are processes.
@@ -70,6 +72,7 @@ class SpeechDataModule(L.LightningDataModule):
         self.normalizer = normalizer
         self.seed = seed
         self.long_form = LongForm(long_form)
+        self.max_labels = max_labels
         self.log_mel = LogMel(processor.feature_extractor)
         self.tallies = {role: Tally(role, data.max_bad_fraction) for role in ROLES}
         self._sets: dict[str, dict[str, SpeechSet]] = {}
@@ -246,7 +249,7 @@ class SpeechDataModule(L.LightningDataModule):
             batch_size=self.data.train_batch_size,
             num_workers=self.data.num_workers,
             seed=self.seed,
-            timestamps=self.data.train_timestamps,
+            labels=LabelOptions(self.data.train_timestamps, self.max_labels),
         )
 
     # ------------------------------------------------------------------ evaluation

@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 from transformers import WhisperTokenizer
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
-from liteasr.text import is_english_only
+from liteasr.text import UNSPACED_LANGUAGES, is_english_only
 
 __all__ = ["LabelEncoder", "Segment"]
 
@@ -18,9 +18,6 @@ log = logging.getLogger(__name__)
 
 _TICK = 0.02
 """Seconds between two timestamp tokens."""
-
-_UNSPACED = {"zh", "yue", "ja", "th", "lo", "my"}
-"""Languages that Whisper writes without spaces between words."""
 
 
 class Segment(TypedDict):
@@ -56,7 +53,7 @@ class LabelEncoder:
             log.warning("model.language: not set, so the labels of training name no language")
         self._tokenizer.set_prefix_tokens(language=name, task=task, predict_timestamps=False)
         code = TO_LANGUAGE_CODE.get((name or "en").lower(), name)
-        self._lead = "" if code in _UNSPACED else " "
+        self._lead = "" if code in UNSPACED_LANGUAGES else " "
         # The model itself puts the first of the prompt before the labels.
         self._prompt: list[int] = list(self._tokenizer.prefix_tokens[1:])
         self._no_timestamps: int = self._tokenizer.convert_tokens_to_ids("<|notimestamps|>")
@@ -72,8 +69,12 @@ class LabelEncoder:
         """Prompt but its first token, text, end token."""
         return [*self._prompt, *self._text(text), self._end]
 
-    def with_timestamps(self, segments: Sequence[Segment]) -> list[int]:
+    def with_timestamps(self, segments: Sequence[Segment], seconds: float) -> list[int]:
         """The same, with the time at which each segment starts and ends around its text.
+
+        Args:
+            segments: Parts of the clip.
+            seconds: Length of the clip, which no time exceeds.
 
         Raises:
             ValueError: If the tokenizer has no tokens for times.
@@ -82,8 +83,8 @@ class LabelEncoder:
             raise ValueError("the tokenizer has no timestamp tokens such as <|0.00|>")
         labels = [token for token in self._prompt if token != self._no_timestamps]
         for segment in segments:
-            labels += [self._time(segment["start"]), *self._text(segment["text"])]
-            labels.append(self._time(segment["end"]))
+            start, end = (min(segment[key], seconds) for key in ("start", "end"))
+            labels += [self._time(start), *self._text(segment["text"]), self._time(end)]
         return [*labels, self._end]
 
     def _text(self, text: str) -> list[int]:

@@ -245,7 +245,7 @@ def _segments(value: Any) -> list[Segment] | None:
     Raises:
         ValueError: If it tells something else.
     """
-    if value is None:
+    if not value:
         return None
     try:
         segments: list[Segment] = [

@@ -33,6 +33,7 @@ from liteasr.data.utterances import (
 )
 
 __all__ = [
+    "LabelOptions",
     "TrainingCollate",
     "TrainingExample",
     "TrainingStream",
@@ -46,10 +47,19 @@ log = logging.getLogger(__name__)
 IGNORED = -100
 """Label that the loss leaves out."""
 
-MAX_LABELS = 448
-"""Tokens that Whisper's decoder has positions for."""
-
 _SHUFFLE_BUFFER = 256
+
+
+class LabelOptions(NamedTuple):
+    """How labels are made.
+
+    Attributes:
+        timestamps: Share of the clips that are learned with timestamps.
+        longest: Tokens that the decoder has positions for.
+    """
+
+    timestamps: float = 0.0
+    longest: int = 448
 
 
 class TrainingExample(NamedTuple):
@@ -94,10 +104,10 @@ class _Trainable:
     Which rows are learned with timestamps depends on their identity alone.
     """
 
-    def __init__(self, log_mel: LogMel, encode: LabelEncoder, timestamps: float) -> None:
+    def __init__(self, log_mel: LogMel, encode: LabelEncoder, options: LabelOptions) -> None:
         self.log_mel = log_mel
         self.encode = encode
-        self.timestamps = timestamps
+        self.options = options
 
     def __call__(self, row: Row, set_name: str) -> Item:
         item = decode(row, set_name, self.log_mel.sampling_rate)
@@ -107,16 +117,19 @@ class _Trainable:
             limit = self.log_mel.window_seconds
             return Rejected(set_name, item.id, f"is longer than {limit:g} s", "long")
         labels = tuple(self._labels(row, item))
-        if len(labels) > MAX_LABELS:
-            return Rejected(set_name, item.id, f"has more than {MAX_LABELS} tokens", "long")
+        if len(labels) > self.options.longest:
+            return Rejected(
+                set_name, item.id, f"has more than {self.options.longest} tokens", "long"
+            )
         return Utterance(item.id, item.audio, item.text, item.seconds, labels)
 
     def _labels(self, row: Row, item: Utterance) -> list[int]:
-        name = item.id.rpartition("/")[2]  # the same wherever the folder is
-        if zlib.crc32(name.encode()) >= self.timestamps * 2**32:
+        # The file and its folder: the same wherever the set is.
+        name = "/".join(item.id.split("/")[-2:])
+        if zlib.crc32(name.encode()) >= self.options.timestamps * 2**32:
             return self.encode(item.text)
         whole: Segment = {"start": 0.0, "end": item.seconds, "text": item.text}
-        return self.encode.with_timestamps(row.get("segments") or [whole])
+        return self.encode.with_timestamps(row.get("segments") or [whole], item.seconds)
 
 
 class TrainingTable(Dataset[TrainingExample]):
@@ -129,7 +142,7 @@ class TrainingTable(Dataset[TrainingExample]):
         parts: Name, rows and indices in use of each set.
         log_mel: Feature extractor.
         encode: From transcript to labels.
-        timestamps: Share of the clips that are learned with timestamps.
+        labels: How labels are made.
     """
 
     def __init__(
@@ -137,7 +150,7 @@ class TrainingTable(Dataset[TrainingExample]):
         parts: Sequence[tuple[str, datasets.Dataset, Sequence[int]]],
         log_mel: LogMel,
         encode: LabelEncoder,
-        timestamps: float = 0.0,
+        labels: LabelOptions,
     ) -> None:
         self.parts = [(name, rows) for name, rows, _ in parts]
         part = [torch.full((len(indices),), n) for n, (_, _, indices) in enumerate(parts)]
@@ -145,7 +158,7 @@ class TrainingTable(Dataset[TrainingExample]):
         self.entries = torch.stack(
             [torch.cat(part), torch.cat([torch.tensor(indices) for _, _, indices in parts])]
         )
-        self.read = _Trainable(log_mel, encode, timestamps)
+        self.read = _Trainable(log_mel, encode, labels)
 
     def __len__(self) -> int:
         return self.entries.shape[1]
@@ -172,7 +185,7 @@ class TrainingStream(IterableDataset[TrainingExample]):
         encode: From transcript to labels.
         sharding: The process.
         seed: Seed of the order.
-        timestamps: Share of the clips that are learned with timestamps.
+        labels: How labels are made.
     """
 
     def __init__(
@@ -183,12 +196,12 @@ class TrainingStream(IterableDataset[TrainingExample]):
         encode: LabelEncoder,
         sharding: Sharding,
         seed: int,
-        timestamps: float = 0.0,
+        labels: LabelOptions,
     ) -> None:
         shuffled: Any = rows.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER)
         self.rows: Any = shard_stream(shuffled, sharding, in_order=False)
         self.set_name = set_name
-        self.read = _Trainable(log_mel, encode, timestamps)
+        self.read = _Trainable(log_mel, encode, labels)
 
     def __iter__(self) -> Iterator[TrainingExample]:
         for epoch in itertools.count():
@@ -240,7 +253,7 @@ def training_loader(
     batch_size: int,
     num_workers: int,
     seed: int,
-    timestamps: float = 0.0,
+    labels: LabelOptions,
 ) -> SpeechLoader:
     """One process's share of the training sets.
 
@@ -253,7 +266,7 @@ def training_loader(
         batch_size: Clips in a batch.
         num_workers: Processes that read.
         seed: Seed of the order.
-        timestamps: Share of the clips that are learned with timestamps.
+        labels: How labels are made.
 
     Raises:
         ConfigError: If a set has no clip short enough.
@@ -263,7 +276,7 @@ def training_loader(
         rows = _as_one_stream(sets)
         name = "+".join(sets)
         loader = make_loader(
-            TrainingStream(rows, name, log_mel, encode, sharding, seed, timestamps),
+            TrainingStream(rows, name, log_mel, encode, sharding, seed, labels),
             stream_workers(rows, num_workers, sharding),
             collate_fn=collate,
             batch_size=batch_size,
@@ -271,7 +284,7 @@ def training_loader(
         return SpeechLoader(loader, tally, {})
     seconds = log_mel.window_seconds
     parts = [(name, one.rows, training_indices(one, seconds)) for name, one in sets.items()]
-    table = TrainingTable(parts, log_mel, encode, timestamps)
+    table = TrainingTable(parts, log_mel, encode, labels)
     # Workers are not persistent: those of an epoch broken off would live on beside evaluation's.
     loader = make_loader(
         table,
@@ -287,6 +300,7 @@ def training_loader(
 
 
 def _as_one_stream(sets: Mapping[str, SpeechSet]) -> datasets.IterableDataset:
+    """All sets as one stream, without the times of segments, which hub sets do not have."""
     streams = [
         one.rows if one.is_stream else one.rows.to_iterable_dataset() for one in sets.values()
     ]

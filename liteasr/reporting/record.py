@@ -72,7 +72,7 @@ def read_run(folder: Path) -> RunRecord:
     environment = read_environment(folder)
     stages = {name: metrics[name] for name in STAGES if metrics[name] is not None}
     plan_file, spectra_file = folder / "plan.json", folder / "spectra.json"
-    if len(stages) > ("dense" in stages) and not plan_file.is_file():
+    if "compressed" in stages and not plan_file.is_file():
         raise ConfigError(f"{folder}: plan.json is missing")
     try:
         return RunRecord(

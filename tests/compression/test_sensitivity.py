@@ -15,6 +15,7 @@ from liteasr.compression import (
     encoder_flops,
     encoder_parameters,
     find_linears,
+    gradients,
 )
 from liteasr.modeling.decoder import WhisperDecoder
 
@@ -104,6 +105,22 @@ def test_with_the_decoder_the_metric_says_what_an_error_costs_there_too(fp64):
     added = float((method.metric_of(name) - alone.metric_of(name)).trace())
     assert added > 0.2 * float(alone.metric_of(name).trace())
     assert weight * divergence / frames == pytest.approx(1e-6 * added, rel=0.15)
+
+
+def test_the_decoder_is_probed_with_noise_of_its_own(fp64, monkeypatch):
+    model, features = fp64
+    drawn = []
+    noise = gradients._noise
+
+    def draw(shape, seed):
+        drawn.append(seed)
+        return noise(shape, seed)
+
+    monkeypatch.setattr(gradients, "_noise", draw)
+    method = SensitivityMethod(HALF, decoder_weight=1.0, probes=2)
+    method.decoder = WhisperDecoder(give_opinions(model), [0, 1])
+    calibrated(model, features[:1], method)
+    assert len(drawn) == len(set(drawn)) == 2 * 2 * len(features[0][0])
 
 
 def test_a_weight_for_the_decoder_needs_one(fp64):

@@ -75,6 +75,26 @@ def test_a_share_of_the_clips_has_timestamps_and_always_the_same(make_datamodule
     assert 10 <= len(timed[0]) <= 30
 
 
+def test_no_time_is_after_the_end_of_a_clip(make_datamodule, make_folder):
+    processor = make_processor(seconds=1, chunk_length=1)
+    segments = [{"start": 0.1, "end": 40.0, "text": "one"}]
+    sets = {"a": source(make_folder("a", [0.5], texts=["one"], segments=[segments]))}
+    loader = make_datamodule(processor, train=sets, train_timestamps=1.0).train_dataloader()
+    assert timed_texts(loader, processor) == {"<|0.10|> one<|0.50|><|endoftext|>"}
+
+
+@pytest.mark.parametrize("segments", [None, [], ""])
+def test_no_segments_are_none(make_datamodule, make_folder, segments):
+    sets = {"a": source(make_folder("a", [0.5], segments=[segments]))}
+    assert len(labels_of(make_datamodule(train=sets).train_dataloader())) == 1
+
+
+def test_labels_end_where_the_decoder_does(make_datamodule, make_folder, short_processor):
+    folder = make_folder("a", [0.5, 0.5], texts=["x" * 20, "fine"])
+    datamodule = make_datamodule(train={"a": source(folder)}, max_labels=12)
+    assert texts_of(datamodule.train_dataloader(), short_processor) == ["fine", "fine"]
+
+
 def test_timestamps_need_tokens(make_datamodule, make_folder, short_processor):
     sets = {"a": source(make_folder("a", [0.5]))}
     datamodule = make_datamodule(short_processor, train=sets, train_timestamps=0.5)
@@ -86,7 +106,6 @@ def test_timestamps_need_tokens(make_datamodule, make_folder, short_processor):
     "segments",
     [
         "0-1",
-        [],
         [{"start": 0.0, "end": 1.0}],
         [{"start": 0.5, "end": 0.2, "text": "a"}],
         [{"start": -0.5, "end": 0.2, "text": "a"}],
