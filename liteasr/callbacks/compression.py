@@ -11,9 +11,10 @@ from typing import Any
 import lightning as L
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
+from liteasr.callbacks.processes import on_cpu, processes_of
 from liteasr.callbacks.statistics_store import StatisticsStore
 from liteasr.compression import (
     AllocationError,
@@ -22,7 +23,6 @@ from liteasr.compression import (
     CompressionPlan,
     LayerPlan,
     LowRankFactors,
-    Processes,
     Spectra,
     build_method,
     encoder_parameters,
@@ -171,7 +171,7 @@ class CompressionCallback(L.Callback):
             rank_zero_info(f"compressed structure rebuilt from {trainer.ckpt_path}")
             return
         with _calibrating(trainer, pl_module):
-            self.method.processes = _processes(trainer)
+            self.method.processes = processes_of(trainer)
             self.method.decoder = pl_module.decoder()
             self.method.prepare(pl_module.encoder, self.select_modules(pl_module))
             started = time.perf_counter()
@@ -319,7 +319,7 @@ class CompressionCallback(L.Callback):
         factors = {}
         for name in names:
             rank = plan.ranks[name]
-            mine = _on_cpu(self.factorize(name, rank)) if trainer.is_global_zero else None
+            mine = on_cpu(self.factorize(name, rank)) if trainer.is_global_zero else None
             everyones = trainer.strategy.broadcast(mine)
             assert everyones is not None
             factors[name] = everyones
@@ -371,42 +371,12 @@ def _spectra(method: CompressionMethod, plan: CompressionPlan) -> Spectra | None
         return None
 
 
-def _on_cpu(factors: LowRankFactors) -> LowRankFactors:
-    # A pickled CUDA tensor would be put on process 0's device by every process that receives it.
-    whitening = factors.whitening
-    return LowRankFactors(
-        factors.weight1.cpu(),
-        factors.weight2.cpu(),
-        factors.bias.cpu(),
-        None if whitening is None else whitening.to(torch.device("cpu"), torch.float32),
-    )
-
-
 def _to_device(
     batch: Mapping[str, Any], trainer: L.Trainer, pl_module: WhisperModule
 ) -> CalibrationBatch:
     device = trainer.strategy.root_device
     features = batch["input_features"].to(device, pl_module.model.dtype)
     return CalibrationBatch(features, batch["frames"].to(device))
-
-
-def _processes(trainer: L.Trainer) -> Processes:
-    """This process among those of the strategy."""
-    if trainer.world_size == 1:
-        return Processes()
-
-    def reduce_sum(tensor: Tensor) -> Tensor:
-        on_device = tensor.to(trainer.strategy.root_device)
-        reduced = trainer.strategy.reduce(on_device, reduce_op="sum")
-        assert isinstance(reduced, Tensor)
-        return reduced.to(tensor.device)
-
-    def gather(item: Any) -> list[Any]:
-        items: list[Any] = [None] * trainer.world_size
-        torch.distributed.all_gather_object(items, item)
-        return items
-
-    return Processes(trainer.global_rank, trainer.world_size, reduce_sum, gather)
 
 
 def _fingerprint(trainer: L.Trainer) -> str:
