@@ -2,7 +2,7 @@
 
 ::
 
-    python tools/make_demo_model.py shape --window 10 --output runs/demo/shape
+    python tools/make_demo_model.py shape --window 5 --output runs/demo/shape
     python tools/make_demo_model.py lengthen runs/train_short/model --output runs/demo/long
     python tools/make_demo_model.py pack runs/train/model
 
@@ -51,8 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shape = commands.add_parser("shape", help="write a folder without weights")
     shape.add_argument("--window", type=int, default=WINDOW, help="seconds")
     shape.add_argument("--output", type=Path, required=True)
-    longer = commands.add_parser("lengthen", help="trained weights in windows of 30 s")
+    longer = commands.add_parser("lengthen", help="trained weights in longer windows")
     longer.add_argument("model", type=Path)
+    longer.add_argument("--window", type=int, default=WINDOW, help="seconds")
     longer.add_argument("--output", type=Path, required=True)
     packed = commands.add_parser("pack", help="put trained weights into the package")
     packed.add_argument("model", type=Path)
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "shape":
         write_shape(options.output, options.window)
     elif options.command == "lengthen":
-        lengthen(options.model, options.output)
+        lengthen(options.model, options.output, options.window)
     else:
         pack(options.model)
     return 0
@@ -88,6 +89,12 @@ def demo_config(processor: WhisperProcessor, window: int) -> WhisperConfig:
         decoder_start_token_id=ids("<|startoftranscript|>"),
         suppress_tokens=None,
         begin_suppress_tokens=None,
+        # SpecAugment in training: a few voices stand for all.
+        apply_spec_augment=True,
+        mask_time_prob=0.05,
+        mask_feature_prob=0.1,
+        mask_feature_length=8,
+        mask_feature_min_masks=1,
     )
 
 
@@ -99,12 +106,12 @@ def write_shape(output: Path, window: int) -> None:
     processor.save_pretrained(output)
 
 
-def lengthen(source: Path, output: Path) -> None:
-    """Give a model trained on short windows the positions of a window of 30 s."""
+def lengthen(source: Path, output: Path, window: int) -> None:
+    """Give a model trained on short windows the positions of longer ones."""
     model = WhisperForConditionalGeneration.from_pretrained(source, dtype=torch.float32)
-    processor = _processor(source, WINDOW)
+    processor = _processor(source, window)
     config = WhisperConfig.from_pretrained(source)
-    config.max_source_positions = WINDOW * FRAMES_PER_SECOND
+    config.max_source_positions = window * FRAMES_PER_SECOND
     longer = WhisperForConditionalGeneration(config)  # its positions are those of the new window
     weights = model.state_dict()
     positions = "model.encoder.embed_positions.weight"
