@@ -199,7 +199,7 @@ class Comparison:
         assert plan is not None
         reason = plan.options.get(_REASON)
         measured: dict[str, Any] = {"encoder_params": None, "wer": None, "datasets": {}}
-        measured["encoder_relative_error"] = None
+        measured |= dict.fromkeys(("encoder_relative_error", "rtfx", "encoder_rtfx"))
         if reason is None:
             measured = evaluate_against_dense(self.recipe, module, self._datamodule, role)
             measured.pop("seconds")

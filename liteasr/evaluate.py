@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,8 +41,8 @@ def evaluate(recipe: Recipe) -> dict[str, Any]:
     Returns:
         ``wer`` (percent, mean of the sets), ``datasets`` (each with ``wer``, ``utterances``,
         ``words``, ``seconds`` of audio), ``encoder_params`` (without positional embedding),
-        ``decoder_params``, and ``rtfx`` (seconds of audio per second of decoding, reading and
-        features included).
+        ``decoder_params``, ``rtfx`` (seconds of audio per second of running encoder and decoder)
+        and ``encoder_rtfx`` (of the encoder alone, or ``None``).
 
     Raises:
         ConfigError: If the model or the data cannot be used.
@@ -52,16 +51,14 @@ def evaluate(recipe: Recipe) -> dict[str, Any]:
     datamodule = build_datamodule(recipe, module)
     datamodule.check()
     trainer = build_trainer(recipe, None)
-    started = time.perf_counter()
     trainer.test(module, datamodule=datamodule, verbose=False)
-    elapsed = time.perf_counter() - started
-    seconds = sum(float(summary["seconds"]) for summary in module.results.values())
     return {
         "wer": round(float(trainer.callback_metrics["test/wer"]), 4),
         "datasets": module.results,
         "encoder_params": encoder_parameters(module.encoder),
         "decoder_params": decoder_parameters(module),
-        "rtfx": round(seconds / elapsed, 2),
+        "rtfx": module.rtfx and round(module.rtfx, 2),
+        "encoder_rtfx": module.encoder_rtfx and round(module.encoder_rtfx, 2),
     }
 
 

@@ -27,6 +27,7 @@ from liteasr.loading import load
 from liteasr.metrics import CorpusWER, EncoderRelativeError, macro_average
 from liteasr.modeling import LowRankLinear
 from liteasr.modeling.decoder import WhisperDecoder
+from liteasr.speed import Stopwatch
 from liteasr.text import make_normalizer
 
 __all__ = ["WhisperModule"]
@@ -67,6 +68,10 @@ class WhisperModule(L.LightningModule):
             process while it runs, of all processes once it is over.
         encoder_relative_error: Error that the last ``trainer.test`` measured after
             :meth:`compare_with`.
+        rtfx: Seconds of audio that the last evaluation recognised in a second of running encoder
+            and decoder, all processes together; reading audio and making features not counted.
+        encoder_rtfx: The same for the encoder alone; ``None`` where audio over one window was
+            decoded by Whisper's sequential algorithm.
         compression_plan: How the encoder was compressed; ``None`` if it was not.
 
     Raises:
@@ -114,6 +119,11 @@ class WhisperModule(L.LightningModule):
         self.predictions: list[dict[str, str]] = []
         self.results: dict[str, dict[str, float | int]] = {}
         self.encoder_relative_error: float | None = None
+        self.rtfx: float | None = None
+        self.encoder_rtfx: float | None = None
+        self._recognition = Stopwatch()
+        self._encoding: Stopwatch | None = None
+        self._warm = False
         # Held in plain containers: no part of the model, so neither saved, wrapped nor cast.
         self._wer: dict[str, CorpusWER] = {}
         self._error: tuple[EncoderRelativeError, ...] = ()
@@ -330,10 +340,17 @@ class WhisperModule(L.LightningModule):
     def _evaluate(self, batch: Mapping[str, Any], stage: str, dataloader_idx: int) -> None:
         name = self._set_names(stage)[dataloader_idx]
         encoded_BTD = None
-        if not self._is_long(batch):
-            encoded_BTD = self.encode(batch["input_features"])
+        if not self._warm:
+            self._warm_up(batch)
+        if self._is_long(batch):
+            self._encoding = None
+        else:
+            watch = self._encoding or Stopwatch()
+            with self._recognition.running(), watch.running():
+                encoded_BTD = self.encode(batch["input_features"])
             self._compare(batch["input_features"], encoded_BTD, batch["frames"])
-        hypotheses = self.decode(batch, encoded_BTD)
+        with self._recognition.running():
+            hypotheses = self.decode(batch, encoded_BTD)
         normalized = [self.normalizer(text) for text in hypotheses]
         references = [self.normalizer(text) for text in batch["references"]]
         self._wer[name].update(normalized, references, batch["seconds"])
@@ -341,6 +358,12 @@ class WhisperModule(L.LightningModule):
             {"set": name, "id": id_, "reference": reference, "hypothesis": hypothesis}
             for id_, reference, hypothesis in zip(batch["ids"], references, normalized, strict=True)
         ]
+
+    def _warm_up(self, batch: Mapping[str, Any]) -> None:
+        """One window ahead of the clock, which must not count what happens once."""
+        frames = 2 * int(self.model.config.max_source_positions)
+        self.decode({"input_features": batch["input_features"][:1, :, :frames], "segments": [1]})
+        self._warm = True
 
     def _compare(self, features_BMF: Tensor, encoded_BTD: Tensor, frames: Tensor) -> None:
         if not self._error:
@@ -369,6 +392,7 @@ class WhisperModule(L.LightningModule):
 
     def _start(self, stage: str) -> None:
         self.predictions = []
+        self._recognition, self._encoding, self._warm = Stopwatch(), Stopwatch(), False
         names = self._set_names(stage)
         self._wer = {name: CorpusWER().to(self._metrics_device) for name in names}
 
@@ -378,12 +402,21 @@ class WhisperModule(L.LightningModule):
         # Sums over processes are taken here, where every process is.
         self.predictions = gather_lists(self.predictions)
         self.results = {name: metric.summary() for name, metric in self._wer.items()}
+        self._finish_speed()
         wers = {name: float(summary["wer"]) for name, summary in self.results.items()}
         for name, wer in wers.items():
             self.log(f"{stage}/wer/{name}", wer)
         self.log(f"{stage}/wer", macro_average(wers), prog_bar=True)
         error = float(self._error[0].compute()) if self._error else math.nan
         self.encoder_relative_error = error if math.isfinite(error) else None
+
+    def _finish_speed(self) -> None:
+        audio_seconds = sum(float(summary["seconds"]) for summary in self.results.values())
+        encoding = math.inf if self._encoding is None else self._encoding.seconds
+        spent = gather_lists([(self._recognition.seconds, encoding)])
+        whole, encoder = (max(seconds) for seconds in zip(*spent, strict=True))
+        self.rtfx = audio_seconds / whole if whole > 0 else None
+        self.encoder_rtfx = audio_seconds / encoder if 0 < encoder < math.inf else None
 
     def on_validation_epoch_start(self) -> None:
         """Reset the counts."""

@@ -35,7 +35,9 @@ def evaluate_module(
 
     Returns:
         ``encoder_params``, ``wer`` (percent, mean of the sets, or ``None``), ``datasets`` (WER by
-        set), ``encoder_relative_error`` (``None`` if not measured), ``seconds``.
+        set), ``rtfx`` and ``encoder_rtfx`` (seconds of audio a second of recognition, and of its
+        encoder alone, or ``None``), ``encoder_relative_error`` (``None`` if not measured),
+        ``seconds``.
     """
     sets = getattr(recipe.data, role)
     if sets and is_first_process():
@@ -54,9 +56,15 @@ def evaluate_module(
         "encoder_params": encoder_parameters(module.encoder),
         "wer": round(macro_average(wers), 4) if wers else None,
         "datasets": wers,
+        "rtfx": _rounded(module.rtfx if sets else None),
+        "encoder_rtfx": _rounded(module.encoder_rtfx if sets else None),
         "encoder_relative_error": module.encoder_relative_error,
         "seconds": time.perf_counter() - started,
     }
+
+
+def _rounded(speed: float | None) -> float | None:
+    return None if speed is None else round(speed, 2)
 
 
 def evaluate_against_dense(

@@ -50,10 +50,23 @@ def _results(stages: Mapping[str, Mapping[str, Any]]) -> Table:
     for name, wers in measured.items():
         cells = [f"{wer:.2f}" for wer in wers]
         rows.append([f"WER {name}, %", *cells, signed(wers[-1] - wers[0], 2)])
+    rows += _speeds(each)
     columns = ["", *stages, "change"]
     if len(stages) == 1:
         columns, rows = columns[:-1], [row[:-1] for row in rows]
     return table("Result", columns, rows)
+
+
+def _speeds(each: list[Mapping[str, Any]]) -> list[list[str]]:
+    """Speed of recognition and of the encoder alone, where all stages have it."""
+    rows = []
+    for key, said in (("encoder_rtfx", "encoder"), ("rtfx", "encoder and decoder")):
+        speeds = [one.get(key) for one in each]
+        if all(speeds):
+            cells = [f"{speed:.1f}" for speed in speeds]
+            ratio = f"× {speeds[-1] / speeds[0]:.2f}"  # type: ignore[operator]
+            rows.append([f"RTFx {said}", *cells, ratio])
+    return rows
 
 
 def _notes(run: RunFolder, metrics: Mapping[str, Any], report: Path | None) -> Table:

@@ -62,6 +62,7 @@ def test_compare_json_follows_the_contract(compared):
         assert set(one) == {
             *("name", "method", "wanted_params", "encoder_params", "wer", "datasets"),
             *("encoder_relative_error", "predicted_error", "seconds", "plan", "reason"),
+            *("rtfx", "encoder_rtfx"),
         }
         assert set(one["seconds"]) == {"calibrate", "compress"}
 

@@ -34,7 +34,8 @@ def test_metrics_follow_the_contract(finished):
     }
     assert metrics["finetuned"] is None
     for part in ("dense", "compressed"):
-        assert set(metrics[part]) == {"encoder_params", "wer", "datasets"}
+        assert set(metrics[part]) == {"encoder_params", "wer", "datasets", "rtfx", "encoder_rtfx"}
+        assert metrics[part]["encoder_rtfx"] > metrics[part]["rtfx"] > 0
         assert set(metrics[part]["datasets"]) == {"an4", "ljspeech"}
         mean = sum(metrics[part]["datasets"].values()) / 2
         assert metrics[part]["wer"] == pytest.approx(mean, abs=1e-3)

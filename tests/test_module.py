@@ -101,8 +101,12 @@ def test_long_audio_is_decoded_whole(english, real_speech, tmp_path, long_form):
     trainer.test(english, datamodule=datamodule, verbose=False)
     assert english.results["long"]["utterances"] == 1
     assert english.results["long"]["seconds"] == pytest.approx(row["duration"], abs=0.01)
+    assert english.rtfx > 0
     if long_form == "windows":
         assert english.results["long"]["wer"] < 50
+        assert english.encoder_rtfx > english.rtfx
+    else:
+        assert english.encoder_rtfx is None, "Whisper's algorithm runs the encoder out of sight"
 
 
 def test_many_windows_are_decoded_a_few_at_a_time(english, real_speech, monkeypatch):

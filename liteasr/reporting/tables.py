@@ -47,6 +47,7 @@ def headline(record: RunRecord) -> list[tuple[str, str]]:
         change = signed(wers[1] - wers[0], 2)
         said = _arrow([f"{one:.2f}" for one in wers], "%", change, is_one)
         pairs.append(("WER, mean of sets", said))
+    pairs += _speeds(first, last)
     if metrics["encoder_relative_error"] is not None:
         pairs.append(("error of the encoder", f"{metrics['encoder_relative_error']:.4f}"))
     if plan is not None and plan.predicted_error is not None:
@@ -55,6 +56,18 @@ def headline(record: RunRecord) -> list[tuple[str, str]]:
         pairs.append(("calibration", f"{plan.calibration['clips']} clips"))
     pairs.append(("time", duration(sum(record.seconds.values()))))
     pairs.append(("peak memory", megabytes(metrics["peak_memory_mb"])))
+    return pairs
+
+
+def _speeds(first: Mapping[str, Any], last: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Speed as it was seen in this run, one stage after the other."""
+    pairs = []
+    for key, said in (("encoder_rtfx", "RTFx, encoder"), ("rtfx", "RTFx, encoder and decoder")):
+        before, after = first.get(key), last.get(key)
+        if before and after:
+            values = [f"{before:.1f}", f"{after:.1f}"]
+            ratio = f"× {after / before:.2f}"
+            pairs.append((said, _arrow(values, "× real time", ratio, first is last)))
     return pairs
 
 

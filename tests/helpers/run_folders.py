@@ -40,11 +40,19 @@ def fake_plan(layers=2, width=64):
 def fake_metrics():
     """Content of ``metrics.json``."""
     return {
-        "dense": {"encoder_params": 7_632_384, "wer": 17.25, "datasets": {"an4": 1.5, "lj": 33.0}},
+        "dense": {
+            "encoder_params": 7_632_384,
+            "wer": 17.25,
+            "datasets": {"an4": 1.5, "lj": 33.0},
+            "rtfx": 10.0,
+            "encoder_rtfx": 40.0,
+        },
         "compressed": {
             "encoder_params": 6_049_152,
             "wer": 19.75,
             "datasets": {"an4": 2.25, "lj": 37.25},
+            "rtfx": 12.5,
+            "encoder_rtfx": 60.0,
         },
         "finetuned": None,
         "encoder_relative_error": 0.0456,
