@@ -77,6 +77,7 @@ def build_module(recipe: Recipe, model_id: str | None = None) -> WhisperModule:
         warmup_steps=train.warmup_steps,
         schedule=train.schedule.value,
         label_smoothing=train.label_smoothing,
+        ctc_weight=train.ctc_weight,
     )
 
 

@@ -22,6 +22,7 @@ from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from liteasr.compression import CompressionPlan, LowRankFactors, apply_plan
 from liteasr.config import ConfigError
+from liteasr.ctc import CTCHead
 from liteasr.distributed import gather_lists, raise_together
 from liteasr.loading import load
 from liteasr.metrics import CorpusWER, EncoderRelativeError, macro_average
@@ -60,6 +61,7 @@ class WhisperModule(L.LightningModule):
         warmup_steps: Steps of linear warm-up.
         schedule: ``cosine``, ``linear`` or ``constant`` after the warm-up.
         label_smoothing: Label smoothing of the cross-entropy.
+        ctc_weight: Share of a CTC loss on the encoder's output in the training loss, in 0…1.
 
     Attributes:
         results: WER and the counts behind it for each set of the last evaluation, summed over
@@ -101,6 +103,7 @@ class WhisperModule(L.LightningModule):
         warmup_steps: int = 50,
         schedule: str = "cosine",
         label_smoothing: float = 0.0,
+        ctc_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -115,6 +118,8 @@ class WhisperModule(L.LightningModule):
         self._check_language(language, task)
         self._check_length(max_new_tokens)
         self.normalizer = make_normalizer(self.processor.tokenizer, language)
+        config = self.model.config
+        self.ctc = CTCHead(config.d_model, config.eos_token_id) if ctc_weight > 0 else None
         self.compression_plan: CompressionPlan | None = None
         self.predictions: list[dict[str, str]] = []
         self.results: dict[str, dict[str, float | int]] = {}
@@ -216,31 +221,37 @@ class WhisperModule(L.LightningModule):
         return parameters
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """Cross-entropy of the transcripts.
+        """Cross-entropy of the transcripts, with a CTC loss if there is a weight for it.
 
         Args:
-            batch: ``input_features`` (B, M, F) and ``labels`` (B, L), −100 where ignored.
+            batch: ``input_features`` (B, M, F), ``frames`` (B,) that hold audio, and ``labels``
+                (B, L), −100 where ignored.
             batch_idx: Number of the batch.
         """
         labels_BL, config = batch["labels"], self.model.config
         inputs_BL = shift_tokens_right(
             labels_BL, config.pad_token_id, config.decoder_start_token_id
         )
-        logits_BLV = self.model(
+        output = self.model(
             input_features=batch["input_features"].to(self.model.dtype),
             decoder_input_ids=inputs_BL,
-        ).logits
+        )
         loss = F.cross_entropy(
-            logits_BLV.flatten(0, 1).float(),
+            output.logits.flatten(0, 1).float(),
             labels_BL.flatten(),
             label_smoothing=self.hparams["label_smoothing"],
         )
+        if self.ctc is not None:
+            weight = self.hparams["ctc_weight"]
+            ctc = self.ctc(output.encoder_last_hidden_state, batch["frames"], labels_BL)
+            self.log("train/ctc_loss", ctc, batch_size=len(labels_BL))
+            loss = (1 - weight) * loss + weight * ctc
         self.log("train/loss", loss, prog_bar=True, batch_size=len(labels_BL))
         return loss
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with linear warm-up and the schedule of the hyper-parameters."""
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        parameters = [p for p in self.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
             parameters,
             lr=self.hparams["learning_rate"],

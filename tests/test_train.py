@@ -1,5 +1,6 @@
 """Training from nothing: a shape, a tokenizer and speech become a checkpoint that transcribes."""
 
+import csv
 import json
 
 import pytest
@@ -83,6 +84,22 @@ def test_a_shape_becomes_a_checkpoint(recipe_file, tmp_path):
     model, processor = load(str(tmp_path / "run" / "model"))
     assert model.generation_config.no_timestamps_token_id is not None
     assert len(processor.tokenizer) == model.config.vocab_size
+
+
+def test_the_layer_of_the_ctc_loss_serves_training_only(recipe_file, tmp_path):
+    """Finds that the loss is used, its layer learns, and neither stays in the model."""
+    overrides = ["finetune.ctc_weight=0.5", "data.test.a=null", "trainer.log_every_n_steps=1"]
+    assert fit(["--config", str(recipe_file), *overrides]) == 0
+    run = tmp_path / "run"
+    with (run / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert sum(bool(row["train/ctc_loss"]) for row in rows) == 3
+    model = load(str(run / "model"))[0]
+    assert not [name for name in model.state_dict() if "ctc" in name]
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    fixed_positions, weight_and_bias = 1, 2
+    learned = len(list(model.parameters())) - fixed_positions + weight_and_bias
+    assert len(checkpoint["optimizer_states"][0]["state"]) == learned
 
 
 def test_random_weights_come_from_the_seed(shape):

@@ -78,7 +78,7 @@ _RANGES = (
     _Range(
         lambda x: 0 <= x < 1,
         "at least 0 and below 1",
-        ("data.max_bad_fraction", "finetune.label_smoothing"),
+        ("data.max_bad_fraction", "finetune.label_smoothing", "finetune.ctc_weight"),
     ),
 )
 

@@ -288,6 +288,9 @@ class FinetuneConfig:
     """Learning rate after the warm-up."""
     label_smoothing: float = 0.0
     """Label smoothing of the cross-entropy."""
+    ctc_weight: float = 0.0
+    """Share of a CTC loss on the encoder's output in the training loss; for training from nothing,
+    where the decoder would learn the language long before it listens."""
     val_every: int = 500
     """Steps between two measurements of validation WER."""
 

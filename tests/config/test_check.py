@@ -81,6 +81,7 @@ def test_a_good_recipe_passes(recipe: Recipe) -> None:
         ("finetune.warmup_steps", -1, 0),
         ("finetune.weight_decay", -0.1, 0.0),
         ("finetune.label_smoothing", 1.0, 0.0),
+        ("finetune.ctc_weight", 1.0, 0.99),
         ("finetune.val_every", 0, 1),
         ("trainer.num_nodes", 0, 1),
         ("trainer.accumulate_grad_batches", 0, 1),
