@@ -15,7 +15,7 @@ from liteasr.config.check_compression import check_compression, check_goal
 from liteasr.config.errors import did_you_mean
 from liteasr.config.schema import DEMO_SPLITS, ROLES, Recipe, SourceConfig, SourceKind, Weights
 
-__all__ = ["check"]
+__all__ = ["PRECISIONS", "RANGES", "STRATEGIES", "Range", "check"]
 
 PRECISIONS = (
     *("64-true", "64", "32-true", "32", "16-true", "16-mixed", "16"),
@@ -27,7 +27,7 @@ STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused
 """Values of ``trainer.strategy``: every process holds the whole model and runs the whole script."""
 
 
-class _Range(NamedTuple):
+class Range(NamedTuple):
     """Numbers that some keys may have; a key without a value is left alone."""
 
     holds: Callable[[float], bool]
@@ -35,8 +35,8 @@ class _Range(NamedTuple):
     keys: tuple[str, ...]
 
 
-_RANGES = (
-    _Range(
+RANGES = (
+    Range(
         lambda x: x >= 1,
         "at least 1",
         (
@@ -54,7 +54,7 @@ _RANGES = (
             "trainer.num_threads",
         ),
     ),
-    _Range(
+    Range(
         lambda x: x >= 0,
         "at least 0",
         (
@@ -67,20 +67,21 @@ _RANGES = (
             "trainer.gradient_clip_val",
         ),
     ),
-    _Range(lambda x: 0 <= x <= 1, "from 0 to 1", ("data.train_timestamps",)),
-    _Range(lambda x: 0 < x < math.inf, "above 0", ("finetune.learning_rate",)),
-    _Range(
+    Range(lambda x: 0 <= x <= 1, "from 0 to 1", ("data.train_timestamps",)),
+    Range(lambda x: 0 < x < math.inf, "above 0", ("finetune.learning_rate",)),
+    Range(
         lambda x: 0 < x <= 1,
         "above 0 and at most 1",
         ("compression.max_rank_attention", "compression.max_rank_mlp"),
     ),
-    _Range(lambda x: 0 <= x <= 1, "between 0 and 1", ("compression.padding_weight",)),
-    _Range(
+    Range(lambda x: 0 <= x <= 1, "between 0 and 1", ("compression.padding_weight",)),
+    Range(
         lambda x: 0 <= x < 1,
         "at least 0 and below 1",
         ("data.max_bad_fraction", "finetune.label_smoothing", "finetune.ctc_weight"),
     ),
 )
+"""Ranges of the numbers of a recipe."""
 
 
 def check(recipe: Recipe, *, complete: bool = True, for_comparison: bool = False) -> list[str]:
@@ -109,7 +110,7 @@ def _get(recipe: Recipe, key: str) -> Any:
 
 
 def _ranges(recipe: Recipe) -> Iterator[str]:
-    for allowed in _RANGES:
+    for allowed in RANGES:
         for key in allowed.keys:
             value = _get(recipe, key)
             if value is not None and not allowed.holds(value):

@@ -150,9 +150,9 @@ class ModelConfig:
     task: Task | None = None
     """Task of a multilingual checkpoint; absent for English-only ones."""
     dtype: Dtype = Dtype.float32
-    """Weights while the run works; ``export.dtype`` is what is written."""
+    """Storage type of the weights while the run works; ``export.dtype`` is what is written."""
     attention: AttentionKernel = AttentionKernel.sdpa
-    """Attention implementation."""
+    """Attention implementation of transformers."""
 
 
 @dataclass
@@ -174,9 +174,9 @@ class SourceConfig:
     text: list[str] = field(default_factory=lambda: list(TRANSCRIPT_COLUMNS))
     """Columns that may hold the transcript; the first one present is used."""
     skip: int = 0
-    """Utterances passed over at the start."""
+    """Utterances passed over at the start, at least 0."""
     limit: int | None = None
-    """Utterances taken at most, after ``skip``; all if absent."""
+    """Utterances taken at most, at least 1, after ``skip``; all if absent."""
 
 
 @dataclass
@@ -220,7 +220,8 @@ class DecodingConfig:
     max_new_tokens: int | None = None
     """Tokens generated for one window at most; the checkpoint's limit if absent."""
     long_form: LongForm = LongForm.timestamps
-    """How audio over 30 s is decoded."""
+    """How audio over 30 s is decoded: ``timestamps`` is Whisper's sequential algorithm, ``windows``
+    cuts at quiet places, for a checkpoint that predicts no timestamps."""
 
 
 @dataclass
@@ -236,7 +237,7 @@ class BudgetConfig:
     max_error: float | None = None
     """Goal: predicted relative error of the encoder's output, above 0 and below 1."""
     granularity: int = 8
-    """Ranks are multiples of this under a budget."""
+    """Ranks are multiples of this number of components under a budget."""
 
 
 @dataclass
@@ -252,7 +253,7 @@ class CompressionConfig:
     """Kept energy for attention layers and for MLP layers, ``attention:mlp``. Only method ``pca``
     uses them; absent means ``0.99:0.999`` there."""
     rank_multiple: int = 16
-    """Ranks are multiples of this in the published rule (method ``pca``)."""
+    """Ranks are multiples of this number of components in the published rule (method ``pca``)."""
     max_rank_attention: float = 0.5
     """Largest rank of q, k, v and out projections in the published rule (method ``pca``), as a
     share of the encoder's width."""
@@ -277,22 +278,23 @@ class FinetuneConfig:
     max_steps: int = 0
     """Optimizer steps; 0 skips the stage."""
     trainable: Trainable = Trainable.factors
-    """Which parameters are updated."""
+    """Which parameters are updated: those of the encoder's low-rank layers (``factors``), of the
+    whole encoder, or all."""
     learning_rate: float = 2e-4
-    """Peak learning rate of AdamW."""
+    """Learning rate of AdamW at its peak, after the warm-up; a factor without a unit."""
     weight_decay: float = 0.01
-    """Weight decay of AdamW."""
+    """Weight decay of AdamW; a factor without a unit."""
     warmup_steps: int = 50
-    """Steps of linear warm-up."""
+    """Optimizer steps of linear warm-up."""
     schedule: Schedule = Schedule.cosine
     """Learning rate after the warm-up."""
     label_smoothing: float = 0.0
-    """Label smoothing of the cross-entropy."""
+    """Label smoothing of the cross-entropy: the share of the target that all tokens divide."""
     ctc_weight: float = 0.0
     """Share of a CTC loss on the encoder's output in the training loss; for training from nothing,
     where the decoder would learn the language long before it listens."""
     val_every: int = 500
-    """Steps between two measurements of validation WER."""
+    """Optimizer steps between two measurements of validation WER, and between two checkpoints."""
 
 
 @dataclass
@@ -310,13 +312,23 @@ class TrainerConfig:
     """Arguments of ``lightning.Trainer``, under its names."""
 
     accelerator: str = "auto"
+    """Kind of device: ``auto`` (a GPU where there is one), ``cpu``, ``cuda``, …."""
     devices: Any = "auto"
+    """Devices of each node, one process each: ``auto`` (all GPUs, or one process on the CPU), a
+    count, ``-1`` for all, or a list of their numbers."""
     num_nodes: int = 1
+    """Machines that the run is spread over."""
     strategy: str = "auto"
+    """How processes work together; ``auto`` is ``ddp`` where there are several."""
     precision: str = "32-true"
+    """Arithmetic of the forward and backward passes."""
     accumulate_grad_batches: int = 1
+    """Batches of one process that make an optimizer step."""
     gradient_clip_val: float | None = 1.0
+    """Largest norm of the gradient of an optimizer step; larger ones are scaled down to it. No
+    limit if absent."""
     log_every_n_steps: int = 10
+    """Optimizer steps between two rows of ``metrics.csv``."""
     num_threads: int | None = None
     """CPU threads of torch; all cores if absent. Not an argument of Lightning's."""
 

@@ -32,11 +32,12 @@ class SearchConfig:
 
     max_wer_increase: float | None = None
     """WER on ``data.val`` (percent, mean of the sets) that the encoder may lose against the dense
-    one, in points; absent: no search."""
+    one, in points, at least 0; absent: no search."""
     method: str | None = None
     """Entry of ``compare.methods`` that is searched with; the first if absent."""
     tolerance: float = 0.01
-    """How near to the smallest size the search goes, as a share of the dense encoder."""
+    """How near to the smallest size the search goes, as a share of the dense encoder, above 0 and
+    below 1."""
 
 
 def _default_methods() -> dict[str, CompareMethodConfig]:
