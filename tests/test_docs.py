@@ -3,20 +3,28 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from documented import absent, blocks, check_command, commands, write_recipes
+from runs import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+from liteasr.config import ConfigError, load_recipe
+
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "liteasr" / "demo" / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+COMMANDS = [
+    pytest.param(page, command, id=f"{page.relative_to(ROOT)}: {shlex.join(command)[:90]}")
+    for page in PAGES
+    for body in blocks(page, "bash")
+    for command in commands(body)
+]
 LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)")
-
-
-def blocks(page, language):
-    return [body for name, body in BLOCK.findall(page.read_text()) if name == language]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -34,14 +42,63 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
         exec(compile(body, page.name, "exec"), namespace)
 
 
+@pytest.fixture
+def desk(tmp_path, monkeypatch):
+    """A folder to work in that holds the shipped recipes, beside ``../shared`` if there is one."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "recipes").symlink_to(ROOT / "recipes")
+    if (ROOT.parent / "shared").exists():
+        (tmp_path / "shared").symlink_to(ROOT.parent / "shared")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS)
+def test_commands_are_taken(page, command, desk, monkeypatch, capsys):
+    """Options by the command's own parser, recipes and overrides by the loader that it uses."""
+    write_recipes(page, desk)
+    check_command(command, monkeypatch, capsys)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_name_what_exists(page):
-    """Recipes, scripts and modules in shell blocks are there."""
-    for body in blocks(page, "bash"):
-        for word in re.findall(r"(?:recipes|tools|benchmarks)/[\w./-]+\w", body):
-            assert (ROOT / word).exists(), word
-        for module in re.findall(r"-m (liteasr[\w.]*)", body):
-            assert (ROOT / (module.replace(".", "/") + ".py")).exists(), module
+def test_recipes_shown_can_be_read(page, desk):
+    for file in write_recipes(page, desk):
+        said = ""
+        try:
+            load_recipe(file)
+        except ConfigError as error:
+            said = str(error)
+        assert absent(said) == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "python -m liteasr.fit --config recipes/tiny.yaml data.clips=3",
+        "python -m liteasr.fit --config recipes/tiny.yaml compression.options.steps=3",
+        "python -m liteasr.fit --config recipes/tinny.yaml",
+        "python -m liteasr.fit --config recipes/tiny.yaml --wet-run",
+        "liteasr compare --config recipes/tiny.yaml",
+        "python -m liteasr.evaluate --model a --data esb --beams 2",
+        "python -m liteasr.evaluate --model a --data nothing_of_this_kind",
+        "python -m liteasr.transcribe --model a",
+        "python -m liteasr.benchmark",
+        "torchrun --nproc_per_node=2 -m liteasr.fit --config recipes/tiny.yaml data.clips=3",
+        "python benchmarks/parity.py --minutes 8",
+        "bash tools/no_such.sh",
+        "rm -r runs",
+    ],
+)
+def test_wrong_commands_are_not_taken(command, desk, monkeypatch, capsys):
+    (words,) = commands(command)
+    with pytest.raises((AssertionError, pytest.fail.Exception, SystemExit)):
+        check_command(words, monkeypatch, capsys)
+
+
+def test_shell_blocks_are_read_as_a_shell_would():
+    body = "A=1 liteasr fit \\\n  'x=[1, 2]' # why\ncd a && make b > c.txt\n"
+    assert commands(body) == [["liteasr", "fit", "x=[1, 2]"], ["cd", "a"], ["make", "b"]]
 
 
 def test_the_users_callback_and_method_run_by_dotted_path(
