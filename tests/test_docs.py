@@ -1,5 +1,6 @@
 """Runs what README and docs show."""
 
+import ast
 import json
 import os
 import re
@@ -11,7 +12,8 @@ import pytest
 from documented import absent, blocks, check_command, commands, write_recipes
 from runs import ROOT
 
-from liteasr.config import ConfigError, load_recipe
+from liteasr.config import ConfigError, SourceConfig, SourceKind, load_recipe
+from liteasr.data.sources import load_folder
 
 PAGES = [
     ROOT / "README.md",
@@ -24,6 +26,7 @@ COMMANDS = [
     for body in blocks(page, "bash")
     for command in commands(body)
 ]
+INTO = re.compile(r"\]\((?!https?://)([^)#]*)#([^)]+)\)")
 LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)")
 
 
@@ -31,6 +34,15 @@ LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)")
 def test_links_lead_somewhere(page):
     broken = [t for t in LINK.findall(page.read_text()) if not (page.parent / t).exists()]
     assert broken == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_into_pages_lead_to_headings(page):
+    for target, anchor in INTO.findall(page.read_text()):
+        text = (page.parent / target if target else page).read_text()
+        headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+        slugs = [re.sub(r"[^\w\- ]", "", one).lower().replace(" ", "-") for one in headings]
+        assert anchor in slugs, f"{target}#{anchor}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -99,6 +111,70 @@ def test_wrong_commands_are_not_taken(command, desk, monkeypatch, capsys):
 def test_shell_blocks_are_read_as_a_shell_would():
     body = "A=1 liteasr fit \\\n  'x=[1, 2]' # why\ncd a && make b > c.txt\n"
     assert commands(body) == [["liteasr", "fit", "x=[1, 2]"], ["cd", "a"], ["make", "b"]]
+
+
+MESSAGES = [
+    " ".join(message.split())
+    for message in re.findall(r"\*\*`([^`]+)`\*\*", (ROOT / "docs" / "faq.md").read_text())
+]
+
+
+def literals(file):
+    """Every text in a source file, with ``…`` for what is filled in."""
+    if file.suffix == ".sh":
+        return [file.read_text()]
+    found = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.JoinedStr):
+            found.append("".join(_literal(part) for part in node.values))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.append(re.sub(r"%(?:d|s|g|\.3g)", "…", node.value))
+    return found
+
+
+def _literal(part):
+    if isinstance(part, ast.Constant):
+        return part.value
+    # Names of files that messages are made with.
+    return "metadata.jsonl or metadata.csv" if "join(METADATA_FILES)" in ast.unparse(part) else "…"
+
+
+@pytest.fixture(scope="module")
+def sources():
+    files = [*(ROOT / "liteasr").rglob("*.py"), ROOT / "tools" / "install.sh"]
+    return [literals(file) for file in files]
+
+
+def occurs(message, sources):
+    """Whether some source says all parts of a message."""
+    parts = [part.strip(" .:,") for part in message.split("…")]
+    parts = [part for part in parts if re.search(r"\w", part)]
+    assert sum(map(len, parts)) >= 7, f"{message}: too little to be told from others"
+    return any(all(any(part in text for text in texts) for part in parts) for texts in sources)
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_messages_that_the_faq_explains_are_there(message, sources):
+    assert occurs(message, sources)
+
+
+def test_a_message_that_nothing_says_is_found_out(sources):
+    assert len(MESSAGES) > 30
+    assert not occurs("run.dir: … contains a run already", sources)
+    assert not occurs("model.id: … holds a run already", sources)
+
+
+def test_metadata_shown_can_be_read(tmp_path):
+    (body,) = blocks(ROOT / "docs" / "get_started.md", "jsonl")
+    (tmp_path / "metadata.jsonl").write_text(body)
+    for line in body.splitlines():
+        file = tmp_path / json.loads(line)["file_name"]
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    rows = load_folder(SourceConfig(kind=SourceKind.folder, path=str(tmp_path)), "mine")
+    assert rows["text"] == ["Good morning, everyone.", "Shall we begin?"]
+    assert rows["duration"][1] == pytest.approx(1.9)
+    assert rows["speaker"][1] == "anna"
 
 
 def test_the_users_callback_and_method_run_by_dotted_path(

@@ -49,7 +49,8 @@ class CompareConfig:
     """What ``liteasr compare`` compares; ``liteasr fit`` leaves it aside."""
 
     methods: dict[str, CompareMethodConfig] = field(default_factory=_default_methods)
-    """Entries by name. They start from the section ``compression``."""
+    """Entries by name, which start from the section ``compression``; naming any replaces the two of
+    the default."""
     encoder_params: list[str] = field(default_factory=list)
     """Sizes to compress to, as ``compression.budget.encoder_params``, e.g. ``269.93M``."""
     search: SearchConfig = field(default_factory=SearchConfig)
