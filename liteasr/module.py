@@ -6,7 +6,6 @@ L tokens, V vocabulary.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -23,9 +22,10 @@ from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 from liteasr.compression import CompressionPlan, LowRankFactors, apply_plan
 from liteasr.config import ConfigError
 from liteasr.ctc import CTCHead
-from liteasr.distributed import gather_lists, raise_together
+from liteasr.distributed import raise_together
+from liteasr.evaluation import EncoderComparison, Evaluation
 from liteasr.loading import load
-from liteasr.metrics import CorpusWER, EncoderRelativeError, macro_average
+from liteasr.metrics import macro_average
 from liteasr.modeling import LowRankLinear
 from liteasr.modeling.decoder import WhisperDecoder
 from liteasr.speed import Stopwatch
@@ -126,13 +126,9 @@ class WhisperModule(L.LightningModule):
         self.encoder_relative_error: float | None = None
         self.rtfx: float | None = None
         self.encoder_rtfx: float | None = None
-        self._recognition = Stopwatch()
-        self._encoding: Stopwatch | None = None
-        self._warm = False
-        # Held in plain containers: no part of the model, so neither saved, wrapped nor cast.
-        self._wer: dict[str, CorpusWER] = {}
-        self._error: tuple[EncoderRelativeError, ...] = ()
-        self._reference: tuple[nn.Module, ...] = ()
+        # Plain objects: no part of the model, so neither saved, wrapped nor cast.
+        self._evaluation = Evaluation([], self.device)
+        self._comparison: EncoderComparison | None = None
 
     def _check_language(self, language: str | None, task: str | None) -> None:
         self.is_multilingual = bool(
@@ -277,9 +273,10 @@ class WhisperModule(L.LightningModule):
         Args:
             dense_encoder: Encoder to compare with; ``None`` ends it. Not part of the state dict.
         """
-        self._reference = () if dense_encoder is None else (dense_encoder.eval(),)
         width = self.model.config.d_model
-        self._error = () if dense_encoder is None else (EncoderRelativeError(width),)
+        self._comparison = (
+            None if dense_encoder is None else EncoderComparison(dense_encoder, width)
+        )
 
     def decode(self, batch: Mapping[str, Any], encoded_BTD: Tensor | None = None) -> list[str]:
         """Recognise the utterances of an evaluation batch.
@@ -349,46 +346,41 @@ class WhisperModule(L.LightningModule):
         return frames > 2 * int(self.model.config.max_source_positions)
 
     def _evaluate(self, batch: Mapping[str, Any], stage: str, dataloader_idx: int) -> None:
-        name = self._set_names(stage)[dataloader_idx]
-        encoded_BTD = None
-        if not self._warm:
+        evaluation, encoded_BTD = self._evaluation, None
+        if not evaluation.is_warm:
             self._warm_up(batch)
+            evaluation.is_warm = True
         if self._is_long(batch):
-            self._encoding = None
+            evaluation.encoding = None
         else:
-            watch = self._encoding or Stopwatch()
-            with self._recognition.running(), watch.running():
+            watch = evaluation.encoding or Stopwatch()
+            with evaluation.recognition.running(), watch.running():
                 encoded_BTD = self.encode(batch["input_features"])
-            self._compare(batch["input_features"], encoded_BTD, batch["frames"])
-        with self._recognition.running():
+            self._compare(batch, encoded_BTD)
+        with evaluation.recognition.running():
             hypotheses = self.decode(batch, encoded_BTD)
-        normalized = [self.normalizer(text) for text in hypotheses]
-        references = [self.normalizer(text) for text in batch["references"]]
-        self._wer[name].update(normalized, references, batch["seconds"])
-        self.predictions += [
-            {"set": name, "id": id_, "reference": reference, "hypothesis": hypothesis}
-            for id_, reference, hypothesis in zip(batch["ids"], references, normalized, strict=True)
-        ]
+        evaluation.add(
+            self._set_names(stage)[dataloader_idx],
+            batch,
+            [self.normalizer(text) for text in hypotheses],
+            [self.normalizer(text) for text in batch["references"]],
+        )
 
     def _warm_up(self, batch: Mapping[str, Any]) -> None:
         """One window ahead of the clock, which must not count what happens once."""
         frames = 2 * int(self.model.config.max_source_positions)
         self.decode({"input_features": batch["input_features"][:1, :, :frames], "segments": [1]})
-        self._warm = True
 
-    def _compare(self, features_BMF: Tensor, encoded_BTD: Tensor, frames: Tensor) -> None:
-        if not self._error:
-            return
-        error = self._error[0].to(self._metrics_device)
-        dense_encoder = self._reference[0].to(self.device, self.model.dtype)
-        for features, encoded, used in zip(
-            torch.split(features_BMF.to(self.model.dtype), self.WINDOWS_AT_ONCE),
-            torch.split(encoded_BTD, self.WINDOWS_AT_ONCE),
-            torch.split(frames, self.WINDOWS_AT_ONCE),
-            strict=True,
-        ):
-            dense = dense_encoder(features).last_hidden_state
-            error.update(dense, encoded, used)
+    def _compare(self, batch: Mapping[str, Any], encoded_BTD: Tensor) -> None:
+        if self._comparison is not None:
+            features_BMF = batch["input_features"].to(self.model.dtype)
+            self._comparison.update(
+                features_BMF,
+                encoded_BTD,
+                batch["frames"],
+                self.WINDOWS_AT_ONCE,
+                self._metrics_device,
+            )
 
     @property
     def _metrics_device(self) -> torch.device:
@@ -402,32 +394,22 @@ class WhisperModule(L.LightningModule):
         return names or [f"set{index}" for index in range(count)]
 
     def _start(self, stage: str) -> None:
-        self.predictions = []
-        self._recognition, self._encoding, self._warm = Stopwatch(), Stopwatch(), False
-        names = self._set_names(stage)
-        self._wer = {name: CorpusWER().to(self._metrics_device) for name in names}
+        self._evaluation = Evaluation(self._set_names(stage), self._metrics_device)
+        self.predictions = self._evaluation.predictions
 
     def _finish(self, stage: str) -> None:
         problems = getattr(self.trainer.datamodule, "problems", None)  # type: ignore[attr-defined]
         raise_together(problems(stage) if problems else [])
         # Sums over processes are taken here, where every process is.
-        self.predictions = gather_lists(self.predictions)
-        self.results = {name: metric.summary() for name, metric in self._wer.items()}
-        self._finish_speed()
+        result = self._evaluation.finish()
+        self.results, self.predictions = result.results, result.predictions
+        self.rtfx, self.encoder_rtfx = result.rtfx, result.encoder_rtfx
         wers = {name: float(summary["wer"]) for name, summary in self.results.items()}
         for name, wer in wers.items():
             self.log(f"{stage}/wer/{name}", wer)
         self.log(f"{stage}/wer", macro_average(wers), prog_bar=True)
-        error = float(self._error[0].compute()) if self._error else math.nan
-        self.encoder_relative_error = error if math.isfinite(error) else None
-
-    def _finish_speed(self) -> None:
-        audio_seconds = sum(float(summary["seconds"]) for summary in self.results.values())
-        encoding = math.inf if self._encoding is None else self._encoding.seconds
-        spent = gather_lists([(self._recognition.seconds, encoding)])
-        whole, encoder = (max(seconds) for seconds in zip(*spent, strict=True))
-        self.rtfx = audio_seconds / whole if whole > 0 else None
-        self.encoder_rtfx = audio_seconds / encoder if 0 < encoder < math.inf else None
+        comparison = self._comparison
+        self.encoder_relative_error = None if comparison is None else comparison.compute()
 
     def on_validation_epoch_start(self) -> None:
         """Reset the counts."""
@@ -446,8 +428,8 @@ class WhisperModule(L.LightningModule):
     def on_test_epoch_start(self) -> None:
         """Reset the counts."""
         self._start("test")
-        for error in self._error:
-            error.reset()
+        if self._comparison is not None:
+            self._comparison.reset()
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Decode and count edits; see :meth:`decode` for the batch."""
