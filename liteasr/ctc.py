@@ -1,10 +1,14 @@
 """Connectionist temporal classification beside the decoder's cross-entropy.
 
-Shape suffixes: B windows in a batch, T encoder frames, D width, L tokens, V classes.
+Shape suffixes: B windows in a batch, T encoder frames, D width, S bytes of all transcripts,
+V classes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -12,51 +16,48 @@ __all__ = ["CTCHead"]
 
 
 class CTCHead(nn.Module):
-    """CTC loss of the transcript on the encoder's output (Graves et al., ICML 2006).
+    """CTC loss of transcripts, byte by byte, on the encoder's output (Graves et al., ICML 2006).
 
     A decoder that learns from nothing first learns the language and hardly listens; a second loss
     that needs no decoder makes the encoder tell sounds apart from the start (hybrid CTC and
-    attention, Watanabe et al. 2017, IEEE JSTSP 11 (8), equation 12). The layer serves training
-    only and is no part of the model.
+    attention, Watanabe et al. 2017, IEEE JSTSP 11 (8), equation 12). Bytes of UTF-8, since a few
+    classes that many words share are learned sooner than many. The layer serves training only and
+    is no part of the model.
 
     Args:
         width: Width D of the encoder.
-        end: Id of the first token that is no text; in Whisper's vocabularies all text comes before
-            it. It stands for CTC's blank here.
 
     Example:
-        >>> import torch
-        >>> head = CTCHead(width=8, end=5)
-        >>> labels_BL = torch.tensor([[7, 1, 2, 5, -100]])
-        >>> bool(head(torch.zeros(1, 6, 8), torch.tensor([6]), labels_BL) > 0)
+        >>> loss = CTCHead(width=8)(torch.zeros(1, 6, 8), torch.tensor([6]), ["hi"])
+        >>> bool(loss > 0)
         True
     """
 
-    def __init__(self, width: int, end: int) -> None:
-        super().__init__()
-        self.end = end
-        self.classes = nn.Linear(width, end + 1)
+    BLANK = 256
 
-    def forward(self, encoded_BTD: Tensor, frames_B: Tensor, labels_BL: Tensor) -> Tensor:
-        """Mean loss a token of text, a scalar.
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.classes = nn.Linear(width, self.BLANK + 1)
+
+    def forward(self, encoded_BTD: Tensor, frames_B: Tensor, texts: Sequence[str]) -> Tensor:
+        """Mean loss a byte, a scalar.
 
         Args:
             encoded_BTD: The encoder's output, (B, T, D).
             frames_B: Frames of each window that hold audio, (B,).
-            labels_BL: The decoder's targets, (B, L): text, special tokens, times, and −100.
-                A transcript that is too long for its frames counts nothing.
+            texts: Transcripts. One that is too long for its frames counts nothing.
         """
-        is_text_BL = (labels_BL >= 0) & (labels_BL < self.end)
-        lengths_B = is_text_BL.sum(dim=1)
+        spelled = [text.strip().encode() for text in texts]
+        targets_S = torch.tensor([byte for one in spelled for byte in one], dtype=torch.long)
         # CTC has neither fp16 nor bf16.
         log_probs_TBV = self.classes(encoded_BTD).float().log_softmax(dim=-1).transpose(0, 1)
         loss: Tensor = F.ctc_loss(
             log_probs_TBV,
-            labels_BL[is_text_BL],
+            targets_S.to(encoded_BTD.device),
             frames_B.clamp(max=encoded_BTD.shape[1]),
-            lengths_B,
-            blank=self.end,
+            torch.tensor([len(one) for one in spelled], device=frames_B.device),
+            blank=self.BLANK,
             reduction="sum",
             zero_infinity=True,
         )
-        return loss / lengths_B.sum().clamp_min(1)
+        return loss / max(len(targets_S), 1)

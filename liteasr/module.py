@@ -118,8 +118,7 @@ class WhisperModule(L.LightningModule):
         self._check_language(language, task)
         self._check_length(max_new_tokens)
         self.normalizer = make_normalizer(self.processor.tokenizer, language)
-        config = self.model.config
-        self.ctc = CTCHead(config.d_model, config.eos_token_id) if ctc_weight > 0 else None
+        self.ctc = CTCHead(self.model.config.d_model) if ctc_weight > 0 else None
         self.compression_plan: CompressionPlan | None = None
         self.predictions: list[dict[str, str]] = []
         self.results: dict[str, dict[str, float | int]] = {}
@@ -239,7 +238,8 @@ class WhisperModule(L.LightningModule):
         )
         if self.ctc is not None:
             weight = self.hparams["ctc_weight"]
-            ctc = self.ctc(output.encoder_last_hidden_state, batch["frames"], labels_BL)
+            texts = self._texts(labels_BL.masked_fill(labels_BL < 0, config.pad_token_id))
+            ctc = self.ctc(output.encoder_last_hidden_state, batch["frames"], texts)
             self.log("train/ctc_loss", ctc, batch_size=len(labels_BL))
             loss = (1 - weight) * loss + weight * ctc
         self.log("train/loss", loss, prog_bar=True, batch_size=len(labels_BL))
@@ -337,7 +337,9 @@ class WhisperModule(L.LightningModule):
 
     def _generate(self, **options: Any) -> list[str]:
         options |= {"num_beams": self.hparams["num_beams"], **self.decoding_options()}
-        tokens_BL = self.model.generate(**options)
+        return self._texts(self.model.generate(**options))
+
+    def _texts(self, tokens_BL: Tensor) -> list[str]:
         texts: list[str] = self.processor.batch_decode(tokens_BL, skip_special_tokens=True)
         return texts
 

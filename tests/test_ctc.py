@@ -5,47 +5,51 @@ import torch
 
 from liteasr.ctc import CTCHead
 
-END = 3
-TIMES = 7
-"""An id after the special tokens, as those of timestamps are."""
+BLANK = CTCHead.BLANK
 
 
 @pytest.fixture
 def head():
     torch.manual_seed(0)
-    return CTCHead(width=4, end=END)
+    return CTCHead(width=4)
 
 
-def test_one_frame_is_the_log_probability_of_its_token(head):
+def test_one_frame_is_the_log_probability_of_its_byte(head):
     encoded = torch.randn(1, 1, 4)
-    expected = -head.classes(encoded).log_softmax(-1)[0, 0, 2]
-    loss = head(encoded, torch.tensor([1]), torch.tensor([[2]]))
-    torch.testing.assert_close(loss, expected)
+    expected = -head.classes(encoded).log_softmax(-1)[0, 0, ord("b")]
+    torch.testing.assert_close(head(encoded, torch.tensor([1]), ["b"]), expected)
 
 
 def test_two_frames_are_the_sum_over_all_alignments(head):
-    encoded = torch.randn(1, 2, 4)
-    p = head.classes(encoded).softmax(-1)[0]
-    paths = p[0, 1] * p[1, 1] + p[0, 1] * p[1, END] + p[0, END] * p[1, 1]
-    loss = head(encoded, torch.tensor([2]), torch.tensor([[1]]))
-    assert float(loss) == pytest.approx(-math.log(float(paths)), rel=1e-5)
+    encoded, a = torch.randn(1, 2, 4), ord("a")
+    p = head.classes(encoded).softmax(-1)[0].detach()
+    paths = p[0, a] * p[1, a] + p[0, a] * p[1, BLANK] + p[0, BLANK] * p[1, a]
+    loss = head(encoded, torch.tensor([2]), ["a"])
+    assert loss.item() == pytest.approx(-math.log(float(paths)), rel=1e-5)
 
 
-def test_only_text_and_frames_with_audio_count(head):
-    encoded = torch.randn(2, 9, 4)
-    frames = torch.tensor([6, 9])
-    bare = head(encoded, frames, torch.tensor([[1, 2, 0], [2, -100, -100]]))
-    dressed = torch.tensor([[TIMES, 1, 2, 0, TIMES, END], [5, 2, END, -100, -100, -100]])
-    encoded[0, 6:] = 1e3
-    torch.testing.assert_close(head(encoded, frames, dressed), bare)
+def test_it_is_a_mean_over_the_bytes_of_all_clips(head):
+    """Spaces around a transcript are none of it; ü has two bytes."""
+    encoded, frames = torch.randn(2, 9, 4), torch.tensor([6, 9])
+    first = head(encoded[:1], frames[:1], ["ab"]).item()
+    second = head(encoded[1:], frames[1:], ["über"]).item()
+    both = head(encoded, frames, [" ab ", "über"]).item()
+    assert both == pytest.approx((2 * first + 5 * second) / 7, rel=1e-5)
+
+
+def test_padding_does_not_count(head):
+    encoded = torch.randn(1, 9, 4)
+    before = head(encoded, torch.tensor([6]), ["ab"])
+    encoded[:, 6:] = 1e3
+    torch.testing.assert_close(head(encoded, torch.tensor([6]), ["ab"]), before)
 
 
 def test_a_transcript_too_long_for_its_frames_counts_nothing(head):
-    loss = head(torch.randn(1, 2, 4), torch.tensor([2]), torch.tensor([[1, 2, 1]]))
+    loss = head(torch.randn(1, 2, 4), torch.tensor([2]), ["abc"])
     loss.backward()
-    assert float(loss) == 0
+    assert loss.item() == 0
     assert not head.classes.weight.grad.any()
 
 
 def test_no_text_at_all_is_no_error(head):
-    assert float(head(torch.randn(1, 2, 4), torch.tensor([2]), torch.tensor([[END]]))) >= 0
+    assert head(torch.randn(1, 2, 4), torch.tensor([2]), [""]).isfinite()
