@@ -1,8 +1,8 @@
 """WER of models on the demo speech, voice by voice.
 
-    python benchmarks/demo.py [MODEL …]
+    python benchmarks/demo.py MODEL …
 
-Without arguments the model that comes with the package. The voices of the evaluation set are in no
+The voices of the evaluation set are in no
 training data; neither are its sentences.
 """
 
@@ -45,7 +45,7 @@ def by_voice(model_id: str, speakers: dict[str, str]) -> tuple[dict[str, float],
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("models", nargs="*", default=["demo"])
+    parser.add_argument("models", nargs="+", metavar="MODEL")
     lines = (SPEECH / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
     speakers = {row["file_name"]: row["speaker"] for row in map(json.loads, lines)}
     for model_id in parser.parse_args().models:

@@ -20,12 +20,7 @@ import liteasr.modeling  # noqa: F401  (registers model type lite-whisper)
 from liteasr.config import ConfigError
 from liteasr.modeling import LiteWhisperConfig, LiteWhisperForConditionalGeneration
 
-__all__ = ["DEMO", "load", "load_config", "load_model", "load_processor", "make_model"]
-
-DEMO = "demo"
-"""Id of the model that comes with the package."""
-
-_DEMO_FOLDER = Path(__file__).resolve().parent / "demo" / "model"
+__all__ = ["load", "load_config", "load_model", "load_processor", "make_model"]
 
 
 def load(
@@ -40,8 +35,7 @@ def load(
     """Load a checkpoint and its processor from a folder or the hub.
 
     Args:
-        model_id: Folder or hub id, dense Whisper or lite-whisper, or ``demo``, which comes with
-            the package. No remote code is run.
+        model_id: Folder or hub id, dense Whisper or lite-whisper. No remote code is run.
         revision: Branch, tag or commit on the hub.
         processor_id: Where tokenizer and feature extractor are, if not with the model.
         dtype: Type of the weights: ``float32``, ``bfloat16``, ``float16``.
@@ -176,8 +170,6 @@ def _check_fit(config: WhisperConfig, processor: WhisperProcessor, processor_id:
 
 
 def _expanded(name: str) -> str:
-    if name == DEMO:
-        return str(_DEMO_FOLDER)
     return str(Path(name).expanduser()) if name.startswith("~") else name
 
 

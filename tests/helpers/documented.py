@@ -83,8 +83,6 @@ def check_command(words: list[str], monkeypatch, capsys) -> None:
             _check_script(ROOT / script, arguments, monkeypatch)
         case ["bash", script, *_]:
             assert (ROOT / script).is_file(), script
-        case ["make", *targets]:
-            _check_targets(targets)
         case ["source", ".venv/bin/activate"] | ["git", "clone", *_] | ["cd", _]:
             pass
         case _:
@@ -152,12 +150,3 @@ def _check_script(script: Path, arguments: list[str], monkeypatch) -> None:
     monkeypatch.syspath_prepend(script.parent)
     with pytest.raises(Parsed):
         runpy.run_path(str(script), run_name="__main__")
-
-
-def _check_targets(targets: list[str]) -> None:
-    makefile = ROOT / "Makefile"
-    if not makefile.exists():
-        pytest.skip("there is no Makefile here")
-    rules = re.findall(r"^([\w -]+):", makefile.read_text(), re.MULTILINE)
-    known = {name for rule in rules for name in rule.split()}
-    assert set(targets) <= known
