@@ -149,7 +149,8 @@ class Comparison:
             f"dense on {role}",
             lambda: evaluate_module(self.recipe, self._dense, self._datamodule, role),
         )
-        return {key: result[key] for key in ("encoder_params", "wer", "datasets")}
+        kept = ("encoder_params", "wer", "datasets", "rtfx", "encoder_rtfx", "ran_on")
+        return {key: result.get(key) for key in kept}
 
     def result(self, name: str, size: str, role: str = "test") -> dict[str, Any]:
         """What an entry gives at a size.
@@ -199,7 +200,7 @@ class Comparison:
         assert plan is not None
         reason = plan.options.get(_REASON)
         measured: dict[str, Any] = {"encoder_params": None, "wer": None, "datasets": {}}
-        measured |= dict.fromkeys(("encoder_relative_error", "rtfx", "encoder_rtfx"))
+        measured |= dict.fromkeys(("encoder_relative_error", "rtfx", "encoder_rtfx", "ran_on"))
         if reason is None:
             measured = evaluate_against_dense(self.recipe, module, self._datamodule, role)
             measured.pop("seconds")

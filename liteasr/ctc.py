@@ -49,7 +49,8 @@ class CTCHead(nn.Module):
         """
         spelled = [text.strip().encode() for text in texts]
         targets_S = torch.tensor([byte for one in spelled for byte in one], dtype=torch.long)
-        # CTC has neither fp16 nor bf16.
+        # The layer keeps its type when the model has another; CTC has neither fp16 nor bf16.
+        encoded_BTD = encoded_BTD.to(self.classes.weight.dtype)
         log_probs_TBV = self.classes(encoded_BTD).float().log_softmax(dim=-1).transpose(0, 1)
         loss: Tensor = F.ctc_loss(
             log_probs_TBV,

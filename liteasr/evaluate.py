@@ -28,6 +28,7 @@ from liteasr.data import parse_sources
 from liteasr.files import write_text
 from liteasr.module import WhisperModule
 from liteasr.runfolder import is_first_process
+from liteasr.speed import rounded
 
 __all__ = ["decoder_parameters", "evaluate", "main"]
 
@@ -57,8 +58,8 @@ def evaluate(recipe: Recipe) -> dict[str, Any]:
         "datasets": module.results,
         "encoder_params": encoder_parameters(module.encoder),
         "decoder_params": decoder_parameters(module),
-        "rtfx": module.rtfx and round(module.rtfx, 2),
-        "encoder_rtfx": module.encoder_rtfx and round(module.encoder_rtfx, 2),
+        "rtfx": rounded(module.rtfx),
+        "encoder_rtfx": rounded(module.encoder_rtfx),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import resource
 import sys
@@ -123,6 +124,8 @@ def _conclude(
     results = [stage for stage in stages.values() if stage is not None]
     timing["evaluate"] = sum(stage.pop("seconds") for stage in results)
     errors = [stage.pop("encoder_relative_error") for stage in results]
+    for stage, key in itertools.product(results, ("rtfx", "encoder_rtfx", "ran_on")):
+        stage.setdefault(key, None)  # of a stage that an earlier version finished
     metrics = {
         **stages,
         "encoder_relative_error": errors[-1],

@@ -23,12 +23,11 @@ from liteasr.compression import CompressionPlan, LowRankFactors, apply_plan
 from liteasr.config import ConfigError
 from liteasr.ctc import CTCHead
 from liteasr.distributed import raise_together
-from liteasr.evaluation import EncoderComparison, Evaluation
+from liteasr.evaluation_counts import EncoderComparison, Evaluation
 from liteasr.loading import load
 from liteasr.metrics import macro_average
 from liteasr.modeling import LowRankLinear
 from liteasr.modeling.decoder import WhisperDecoder
-from liteasr.speed import Stopwatch
 from liteasr.text import make_normalizer
 
 __all__ = ["WhisperModule"]
@@ -61,7 +60,8 @@ class WhisperModule(L.LightningModule):
         warmup_steps: Steps of linear warm-up.
         schedule: ``cosine``, ``linear`` or ``constant`` after the warm-up.
         label_smoothing: Label smoothing of the cross-entropy.
-        ctc_weight: Share of a CTC loss on the encoder's output in the training loss, in 0…1.
+        ctc_weight: Share of a CTC loss on the encoder's output in the training loss, from 0 to
+            below 1.
 
     Attributes:
         results: WER and the counts behind it for each set of the last evaluation, summed over
@@ -193,7 +193,7 @@ class WhisperModule(L.LightningModule):
         self.model.train()
 
     def trainable_parameters(self) -> list[nn.Parameter]:
-        """Parameters that the optimizer updates.
+        """Parameters of the model that the optimizer updates.
 
         Raises:
             ConfigError: If there are none.
@@ -238,7 +238,8 @@ class WhisperModule(L.LightningModule):
         )
         if self.ctc is not None:
             weight = self.hparams["ctc_weight"]
-            texts = self._texts(labels_BL.masked_fill(labels_BL < 0, config.pad_token_id))
+            end = self.processor.tokenizer.eos_token_id
+            texts = self._texts(labels_BL.masked_fill(labels_BL < 0, end))
             ctc = self.ctc(output.encoder_last_hidden_state, batch["frames"], texts)
             self.log("train/ctc_loss", ctc, batch_size=len(labels_BL))
             loss = (1 - weight) * loss + weight * ctc
@@ -353,10 +354,9 @@ class WhisperModule(L.LightningModule):
             self._warm_up(batch)
             evaluation.is_warm = True
         if self._is_long(batch):
-            evaluation.encoding = None
+            evaluation.lose_sight()
         else:
-            watch = evaluation.encoding or Stopwatch()
-            with evaluation.recognition.running(), watch.running():
+            with evaluation.recognition.running(), evaluation.encoding.running():
                 encoded_BTD = self.encode(batch["input_features"])
             self._compare(batch, encoded_BTD)
         with evaluation.recognition.running():
@@ -381,7 +381,6 @@ class WhisperModule(L.LightningModule):
                 encoded_BTD,
                 batch["frames"],
                 self.WINDOWS_AT_ONCE,
-                self._metrics_device,
             )
 
     @property
@@ -397,6 +396,8 @@ class WhisperModule(L.LightningModule):
 
     def _start(self, stage: str) -> None:
         self._evaluation = Evaluation(self._set_names(stage), self._metrics_device)
+        if self._comparison is not None:
+            self._comparison.start(self._metrics_device)
         self.predictions = self._evaluation.predictions
 
     def _finish(self, stage: str) -> None:
@@ -430,8 +431,6 @@ class WhisperModule(L.LightningModule):
     def on_test_epoch_start(self) -> None:
         """Reset the counts."""
         self._start("test")
-        if self._comparison is not None:
-            self._comparison.reset()
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Decode and count edits; see :meth:`decode` for the batch."""

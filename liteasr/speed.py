@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["Stopwatch"]
+__all__ = ["Stopwatch", "rounded"]
 
 
 class Stopwatch:
@@ -40,3 +40,13 @@ class Stopwatch:
 def _finish_queued() -> None:
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
+
+
+def rounded(speed: float | None) -> float | None:
+    """Three significant digits, or ``None`` as it is.
+
+    Example:
+        >>> rounded(0.012345), rounded(123.45)
+        (0.0123, 123.0)
+    """
+    return None if speed is None else float(f"{speed:.3g}")

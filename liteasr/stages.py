@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 
 from liteasr.builders import build_trainer
@@ -18,6 +19,7 @@ from liteasr.loading import load_config, load_model
 from liteasr.metrics import macro_average
 from liteasr.module import WhisperModule
 from liteasr.runfolder import is_first_process
+from liteasr.speed import rounded
 
 __all__ = ["evaluate_against_dense", "evaluate_module", "save_model"]
 
@@ -36,8 +38,8 @@ def evaluate_module(
     Returns:
         ``encoder_params``, ``wer`` (percent, mean of the sets, or ``None``), ``datasets`` (WER by
         set), ``rtfx`` and ``encoder_rtfx`` (seconds of audio a second of recognition, and of its
-        encoder alone, or ``None``), ``encoder_relative_error`` (``None`` if not measured),
-        ``seconds``.
+        encoder alone, or ``None``), ``ran_on`` (devices and precision),
+        ``encoder_relative_error`` (``None`` if not measured), ``seconds``.
     """
     sets = getattr(recipe.data, role)
     if sets and is_first_process():
@@ -56,15 +58,21 @@ def evaluate_module(
         "encoder_params": encoder_parameters(module.encoder),
         "wer": round(macro_average(wers), 4) if wers else None,
         "datasets": wers,
-        "rtfx": _rounded(module.rtfx if sets else None),
-        "encoder_rtfx": _rounded(module.encoder_rtfx if sets else None),
+        "rtfx": rounded(module.rtfx) if sets else None,
+        "encoder_rtfx": rounded(module.encoder_rtfx) if sets else None,
+        "ran_on": _place(trainer) if sets else None,
         "encoder_relative_error": module.encoder_relative_error,
         "seconds": time.perf_counter() - started,
     }
 
 
-def _rounded(speed: float | None) -> float | None:
-    return None if speed is None else round(speed, 2)
+def _place(trainer: L.Trainer) -> str:
+    """What a model ran on, as far as speeds on other such places cannot be compared with it."""
+    device = trainer.strategy.root_device
+    name = f"CPU, {torch.get_num_threads()} threads"
+    if device.type != "cpu":
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return f"{trainer.world_size} × {name}, {trainer.precision}"
 
 
 def evaluate_against_dense(

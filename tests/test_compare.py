@@ -16,6 +16,7 @@ from liteasr.config import ConfigError, check_comparison, load_recipe, to_yaml
 from liteasr.fit import main as fit
 from liteasr.module import WhisperModule
 
+SPEED = ("rtfx", "encoder_rtfx", "ran_on")
 RECIPE = str(ROOT / "recipes" / "compare_whisper_tiny_libri.yaml")
 
 
@@ -51,7 +52,8 @@ def _content(run):
 def test_compare_json_follows_the_contract(compared):
     content = _content(compared)
     assert set(content) == {"dense", "calibration", "results", "best", "search"}
-    assert set(content["dense"]) == {"encoder_params", "wer", "datasets"}
+    assert set(content["dense"]) == {"encoder_params", "wer", "datasets", *SPEED}
+    assert content["dense"]["encoder_rtfx"] > content["dense"]["rtfx"] > 0
     assert content["dense"]["encoder_params"] == DENSE_PARAMS
     assert content["calibration"]["clips"] == 4
     assert content["calibration"]["fingerprint"]
@@ -62,7 +64,7 @@ def test_compare_json_follows_the_contract(compared):
         assert set(one) == {
             *("name", "method", "wanted_params", "encoder_params", "wer", "datasets"),
             *("encoder_relative_error", "predicted_error", "seconds", "plan", "reason"),
-            *("rtfx", "encoder_rtfx"),
+            *SPEED,
         }
         assert set(one["seconds"]) == {"calibrate", "compress"}
 

@@ -53,3 +53,10 @@ def test_a_transcript_too_long_for_its_frames_counts_nothing(head):
 
 def test_no_text_at_all_is_no_error(head):
     assert head(torch.randn(1, 2, 4), torch.tensor([2]), [""]).isfinite()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_in_half_precision_trains(head, dtype):
+    encoded = torch.randn(1, 9, 4, dtype=dtype, requires_grad=True)
+    head(encoded, torch.tensor([9]), ["ab"]).backward()
+    assert encoded.grad.abs().max() > 0

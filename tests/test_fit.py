@@ -14,6 +14,8 @@ from liteasr.cli import main as liteasr
 from liteasr.compression import CompressionPlan, collect_ranks, encoder_parameters
 from liteasr.fit import main as fit
 
+SPEED = ("rtfx", "encoder_rtfx", "ran_on")
+
 
 def test_the_run_folder_holds_what_the_contract_says(finished):
     present = {path.name for path in finished.iterdir()}
@@ -34,7 +36,7 @@ def test_metrics_follow_the_contract(finished):
     }
     assert metrics["finetuned"] is None
     for part in ("dense", "compressed"):
-        assert set(metrics[part]) == {"encoder_params", "wer", "datasets", "rtfx", "encoder_rtfx"}
+        assert set(metrics[part]) == {"encoder_params", "wer", "datasets", *SPEED}
         assert metrics[part]["encoder_rtfx"] > metrics[part]["rtfx"] > 0
         assert set(metrics[part]["datasets"]) == {"an4", "ljspeech"}
         mean = sum(metrics[part]["datasets"].values()) / 2
@@ -248,6 +250,8 @@ def test_two_processes_measure_what_one_does(finished, real_model, real_speech, 
     assert plans[0].calibration == plans[1].calibration
     one, two = (json.loads((f / "metrics.json").read_text()) for f in (finished, run))
     for part in ("dense", "compressed"):
+        assert one[part].pop("ran_on").startswith("1 × ")
+        assert two[part].pop("ran_on").startswith("2 × ")
         for speed in ("rtfx", "encoder_rtfx"):
             assert one[part].pop(speed) > 0
             assert two[part].pop(speed) > 0

@@ -1,14 +1,26 @@
+import itertools
+import types
+
 import pytest
 
 from liteasr import speed
 
 
-def test_blocks_add_up_and_what_is_between_them_does_not(monkeypatch):
-    clock = iter([10.0, 10.5, 100.0, 101.0])
-    monkeypatch.setattr(speed.time, "perf_counter", lambda: next(clock))
+@pytest.fixture
+def waits(monkeypatch):
+    """Times at which the device was waited for; each look at the clock is a second later."""
+    seen, clock = [], itertools.count()
+    monkeypatch.setattr(speed, "time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr(speed, "_finish_queued", lambda: seen.append(next(clock)))
+    return seen
+
+
+def test_blocks_add_up_and_what_is_between_them_does_not(waits):
     watch = speed.Stopwatch()
     with watch.running():
         pass
+    waits.clear()
     with pytest.raises(KeyError), watch.running():
         raise KeyError
-    assert watch.seconds == 1.5
+    assert len(waits) == 2, "before the clock starts, and before it stops"
+    assert watch.seconds == 4, "two blocks, each with one wait and one look within"

@@ -181,7 +181,7 @@ class SourceConfig:
 
 @dataclass
 class DataConfig:
-    """Calibration, training and evaluation sets; no file may be in two of the roles."""
+    """Calibration, training and evaluation sets; only validation and test may share files."""
 
     root: str = "."
     """Folder that fragments refer to as ``${data.root}``; has no effect of its own."""
@@ -326,7 +326,7 @@ class TrainerConfig:
     """Batches of one process that make an optimizer step."""
     gradient_clip_val: float | None = 1.0
     """Largest norm of the gradient of an optimizer step; larger ones are scaled down to it. No
-    limit if absent."""
+    limit if absent or 0."""
     log_every_n_steps: int = 10
     """Optimizer steps between two rows of ``metrics.csv``."""
     num_threads: int | None = None

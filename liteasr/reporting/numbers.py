@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["duration", "megabytes", "signed"]
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["duration", "megabytes", "signed", "speed_ratio"]
 
 
 def signed(value: float, digits: int) -> str:
@@ -36,3 +39,26 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def speed_ratio(key: str, first: Mapping[str, Any], last: Mapping[str, Any]) -> str | None:
+    """How many times as fast the last stage was as the first; ``None`` if that is not known.
+
+    Args:
+        key: ``rtfx`` or ``encoder_rtfx``.
+        first: A stage of ``metrics.json``.
+        last: Another.
+
+    Example:
+        >>> stage = {"rtfx": 4.0, "ran_on": "1 × CPU"}
+        >>> speed_ratio("rtfx", stage, stage | {"rtfx": 5.0})
+        '× 1.25'
+        >>> speed_ratio("rtfx", stage, stage | {"ran_on": "1 × GPU"})
+        'not on the same device'
+    """
+    before, after = first.get(key), last.get(key)
+    if not (before and after):
+        return None
+    if first.get("ran_on") != last.get("ran_on"):
+        return "not on the same device"
+    return f"× {after / before:.2f}"

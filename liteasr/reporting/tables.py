@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from liteasr.compression.plan import CompressionPlan
 from liteasr.predictions import Difference, Prediction, differences
 from liteasr.reporting.names import LINEARS, place_of
-from liteasr.reporting.numbers import duration, megabytes, signed
+from liteasr.reporting.numbers import duration, megabytes, signed, speed_ratio
 from liteasr.reporting.record import RunRecord
 
 __all__ = [
@@ -63,10 +63,9 @@ def _speeds(first: Mapping[str, Any], last: Mapping[str, Any]) -> list[tuple[str
     """Speed as it was seen in this run, one stage after the other."""
     pairs = []
     for key, said in (("encoder_rtfx", "RTFx, encoder"), ("rtfx", "RTFx, encoder and decoder")):
-        before, after = first.get(key), last.get(key)
-        if before and after:
-            values = [f"{before:.1f}", f"{after:.1f}"]
-            ratio = f"× {after / before:.2f}"
+        ratio = speed_ratio(key, first, last)
+        if ratio is not None:
+            values = [f"{one[key]:.3g}" for one in (first, last)]
             pairs.append((said, _arrow(values, "× real time", ratio, first is last)))
     return pairs
 

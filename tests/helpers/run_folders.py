@@ -46,6 +46,7 @@ def fake_metrics():
             "datasets": {"an4": 1.5, "lj": 33.0},
             "rtfx": 10.0,
             "encoder_rtfx": 40.0,
+            "ran_on": "1 × CPU, 2 threads, 32-true",
         },
         "compressed": {
             "encoder_params": 6_049_152,
@@ -53,6 +54,7 @@ def fake_metrics():
             "datasets": {"an4": 2.25, "lj": 37.25},
             "rtfx": 12.5,
             "encoder_rtfx": 60.0,
+            "ran_on": "1 × CPU, 2 threads, 32-true",
         },
         "finetuned": None,
         "encoder_relative_error": 0.0456,

@@ -48,7 +48,7 @@ class Evaluation:
     Attributes:
         predictions: Texts of this process so far.
         recognition: Runs while encoder or decoder does.
-        encoding: Runs while the encoder does; ``None`` once it has run out of sight.
+        encoding: Runs while the encoder does.
         is_warm: Whether the model has run once, off the clock.
     """
 
@@ -56,7 +56,8 @@ class Evaluation:
         self._wer = {name: CorpusWER().to(device) for name in names}
         self.predictions: list[dict[str, str]] = []
         self.recognition = Stopwatch()
-        self.encoding: Stopwatch | None = Stopwatch()
+        self.encoding = Stopwatch()
+        self._lost_sight = False
         self.is_warm = False
 
     def add(
@@ -80,11 +81,15 @@ class Evaluation:
             for id_, reference, hypothesis in zip(batch["ids"], references, hypotheses, strict=True)
         ]
 
+    def lose_sight(self) -> None:
+        """Note that the encoder ran where it could not be timed."""
+        self._lost_sight = True
+
     def finish(self) -> EvaluationResult:
         """Sum over processes; every process must call it."""
         results = {name: metric.summary() for name, metric in self._wer.items()}
         audio_seconds = sum(float(summary["seconds"]) for summary in results.values())
-        encoding = math.inf if self.encoding is None else self.encoding.seconds
+        encoding = math.inf if self._lost_sight else self.encoding.seconds
         spent = gather_lists([(self.recognition.seconds, encoding)])
         whole, encoder = (max(seconds) for seconds in zip(*spent, strict=True))
         return EvaluationResult(
@@ -113,7 +118,6 @@ class EncoderComparison:
         encoded_BTD: Tensor,
         frames_B: Tensor,
         at_once: int,
-        device: torch.device,
     ) -> None:
         """Compare a batch, as many windows at once as the encoder itself takes.
 
@@ -122,17 +126,19 @@ class EncoderComparison:
             encoded_BTD: What the compressed encoder gave.
             frames_B: Frames of each window that hold audio.
             at_once: Windows that go through the encoder together.
-            device: Where sums are kept.
         """
-        error = self._error.to(device)
         dense = self._dense.to(encoded_BTD.device, features_BMF.dtype)
         parts = (torch.split(each, at_once) for each in (features_BMF, encoded_BTD, frames_B))
         for features, encoded, frames in zip(*parts, strict=True):
-            error.update(dense(features).last_hidden_state, encoded, frames)
+            self._error.update(dense(features).last_hidden_state, encoded, frames)
 
-    def reset(self) -> None:
-        """Forget what was compared."""
-        self._error.reset()
+    def start(self, device: torch.device) -> None:
+        """Forget what was compared; on every process, also on one that will compare nothing.
+
+        Args:
+            device: Where sums are kept, and summed over processes.
+        """
+        self._error.to(device).reset()
 
     def compute(self) -> float | None:
         """The error, summed over processes; ``None`` if there was nothing to compare."""
