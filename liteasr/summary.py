@@ -11,7 +11,7 @@ from rich.text import Text
 
 from liteasr.compression import CompressionPlan
 from liteasr.console import console, table
-from liteasr.reporting.numbers import duration, megabytes, signed, speed_ratio
+from liteasr.reporting.numbers import duration, megabytes, signed, speed, speed_ratio
 from liteasr.runfolder import RunFolder
 
 __all__ = ["print_summary"]
@@ -63,7 +63,7 @@ def _speeds(each: list[Mapping[str, Any]]) -> list[list[str]]:
     for key, said in (("encoder_rtfx", "encoder"), ("rtfx", "encoder and decoder")):
         ratio = speed_ratio(key, each[0], each[-1])
         if ratio is not None and all(one.get(key) for one in each):
-            cells = [f"{one[key]:.3g}" for one in each]
+            cells = [speed(one[key]) for one in each]
             rows.append([f"RTFx {said}", *cells, ratio])
     return rows
 

@@ -92,13 +92,13 @@ def test_the_page_holds_the_numbers_of_the_run(page):
 
 
 def test_speeds_are_compared_on_one_device_only(page, run):
-    assert "40 → 60 × real time (× 1.50)" in page.words
-    assert "10 → 12.5 × real time (× 1.25)" in page.words
+    assert "40.0 → 60.0 × real time (× 1.50)" in page.words
+    assert "10.0 → 12.5 × real time (× 1.25)" in page.words
     metrics = fake_metrics()
     metrics["compressed"] |= {"ran_on": "1 × GPU", "encoder_rtfx": None}
     (run / "metrics.json").write_text(json.dumps(metrics))
     page = Page(write_report(run))
-    assert "10 → 12.5 × real time (not on the same device)" in page.words
+    assert "10.0 → 12.5 × real time (not on the same device)" in page.words
     assert "RTFx, encoder and decoder" in page.words
     assert "RTFx, encoder 40" not in page.words
 

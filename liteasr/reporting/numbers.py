@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["duration", "megabytes", "signed", "speed_ratio"]
+__all__ = ["duration", "megabytes", "signed", "speed", "speed_ratio"]
 
 
 def signed(value: float, digits: int) -> str:
@@ -39,6 +39,15 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def speed(rtfx: float) -> str:
+    """RTFx in three digits.
+
+    >>> speed(25.0), speed(1234.5), speed(0.0123)
+    ('25.0', '1230', '0.0123')
+    """
+    return f"{float(f'{rtfx:.3g}'):.0f}" if rtfx >= 100 else f"{rtfx:#.3g}"
 
 
 def speed_ratio(key: str, first: Mapping[str, Any], last: Mapping[str, Any]) -> str | None:

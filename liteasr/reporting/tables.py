@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from liteasr.compression.plan import CompressionPlan
 from liteasr.predictions import Difference, Prediction, differences
 from liteasr.reporting.names import LINEARS, place_of
-from liteasr.reporting.numbers import duration, megabytes, signed, speed_ratio
+from liteasr.reporting.numbers import duration, megabytes, signed, speed, speed_ratio
 from liteasr.reporting.record import RunRecord
 
 __all__ = [
@@ -65,7 +65,7 @@ def _speeds(first: Mapping[str, Any], last: Mapping[str, Any]) -> list[tuple[str
     for key, said in (("encoder_rtfx", "RTFx, encoder"), ("rtfx", "RTFx, encoder and decoder")):
         ratio = speed_ratio(key, first, last)
         if ratio is not None:
-            values = [f"{one[key]:.3g}" for one in (first, last)]
+            values = [speed(one[key]) for one in (first, last)]
             pairs.append((said, _arrow(values, "× real time", ratio, first is last)))
     return pairs
 
