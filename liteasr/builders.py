@@ -78,6 +78,7 @@ def build_module(recipe: Recipe, model_id: str | None = None) -> WhisperModule:
         schedule=train.schedule.value,
         label_smoothing=train.label_smoothing,
         ctc_weight=train.ctc_weight,
+        flat_start_steps=train.flat_start_steps,
     )
 
 

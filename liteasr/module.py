@@ -62,6 +62,7 @@ class WhisperModule(L.LightningModule):
         label_smoothing: Label smoothing of the cross-entropy.
         ctc_weight: Share of a CTC loss on the encoder's output in the training loss, from 0 to
             below 1.
+        flat_start_steps: First steps in which a flat alignment stands in for CTC.
 
     Attributes:
         results: WER and the counts behind it for each set of the last evaluation, summed over
@@ -104,6 +105,7 @@ class WhisperModule(L.LightningModule):
         schedule: str = "cosine",
         label_smoothing: float = 0.0,
         ctc_weight: float = 0.0,
+        flat_start_steps: int = 0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -240,7 +242,11 @@ class WhisperModule(L.LightningModule):
             weight = self.hparams["ctc_weight"]
             end = self.processor.tokenizer.eos_token_id
             texts = self._texts(labels_BL.masked_fill(labels_BL < 0, end))
-            ctc = self.ctc(output.encoder_last_hidden_state, batch["frames"], texts)
+            encoded_BTD, frames_B = output.encoder_last_hidden_state, batch["frames"]
+            if self.global_step < self.hparams["flat_start_steps"]:
+                ctc = self.ctc.flat_start(encoded_BTD, frames_B, batch["input_features"], texts)
+            else:
+                ctc = self.ctc(encoded_BTD, frames_B, texts)
             self.log("train/ctc_loss", ctc, batch_size=len(labels_BL))
             loss = (1 - weight) * loss + weight * ctc
         self.log("train/loss", loss, prog_bar=True, batch_size=len(labels_BL))

@@ -60,3 +60,22 @@ def test_a_model_in_half_precision_trains(head, dtype):
     encoded = torch.randn(1, 9, 4, dtype=dtype, requires_grad=True)
     head(encoded, torch.tensor([9]), ["ab"]).backward()
     assert encoded.grad.abs().max() > 0
+
+
+def test_a_flat_start_counts_every_frame_and_blank_where_it_is_quiet(head):
+    """Bytes in equal shares of the loud frames; padding is blank whatever it holds."""
+    loud = torch.tensor([False, True, True, False, True, True, False])
+    features = torch.where(loud, 1.0, -1.0).repeat_interleave(2).expand(1, 3, -1).clone()
+    features[:, :, 12:] = 5.0
+    encoded = torch.randn(1, 7, 4)
+    classes = torch.tensor([BLANK, ord("a"), ord("a"), BLANK, ord("b"), ord("b"), BLANK])
+    expected = torch.nn.functional.cross_entropy(head.classes(encoded)[0], classes)
+    loss = head.flat_start(encoded, torch.tensor([6]), features, [" ab "])
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("text", ["", "far more bytes than frames"])
+def test_a_flat_start_takes_any_text(head, text):
+    features = torch.randn(2, 3, 10)
+    loss = head.flat_start(torch.randn(2, 5, 4), torch.tensor([3, 5]), features, [text, "a"])
+    assert loss.isfinite()

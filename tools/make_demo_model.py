@@ -2,7 +2,7 @@
 
 ::
 
-    python tools/make_demo_model.py shape --window 5 --output runs/demo/shape
+    python tools/make_demo_model.py shape --window 4 --output runs/demo/shape
     python tools/make_demo_model.py lengthen runs/train_short/model --output runs/demo/long
     python tools/make_demo_model.py pack runs/train/model
 

@@ -63,6 +63,7 @@ RANGES = (
             "compression.save_every",
             "finetune.max_steps",
             "finetune.warmup_steps",
+            "finetune.flat_start_steps",
             "finetune.weight_decay",
             "trainer.gradient_clip_val",
         ),

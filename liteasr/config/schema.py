@@ -293,6 +293,9 @@ class FinetuneConfig:
     ctc_weight: float = 0.0
     """Share of a CTC loss on the encoder's output in the training loss; for training from nothing,
     where the decoder would learn the language long before it listens."""
+    flat_start_steps: int = 0
+    """First optimizer steps in which the CTC loss is replaced by the cross-entropy of a flat
+    alignment (the transcript in equal shares of the loud frames), from which CTC starts sooner."""
     val_every: int = 500
     """Optimizer steps between two measurements of validation WER, and between two checkpoints."""
 
