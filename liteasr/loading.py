@@ -20,7 +20,28 @@ import liteasr.modeling  # noqa: F401  (registers model type lite-whisper)
 from liteasr.config import ConfigError
 from liteasr.modeling import LiteWhisperConfig, LiteWhisperForConditionalGeneration
 
-__all__ = ["load", "load_config", "load_model", "load_processor", "make_model"]
+__all__ = ["choose_device", "load", "load_config", "load_model", "load_processor", "make_model"]
+
+
+def choose_device(device: str) -> str:
+    """The device that an option ``--device`` means.
+
+    Args:
+        device: ``cpu``, ``cuda``, or ``auto`` for the second where there is one.
+
+    Raises:
+        ConfigError: If there is no such device here.
+
+    Example:
+        >>> choose_device("cpu")
+        'cpu'
+    """
+    has_gpu = torch.cuda.is_available()
+    if device == "cuda" and not has_gpu:
+        raise ConfigError("--device: cuda is not available here")
+    if device == "auto":
+        return "cuda" if has_gpu else "cpu"
+    return device
 
 
 def load(

@@ -22,7 +22,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from rich.markup import escape
 
 from liteasr.cli import COMMANDS, run_main
@@ -30,6 +29,7 @@ from liteasr.config import ConfigError, Dtype, LongForm, Task
 from liteasr.console import progress
 from liteasr.data import AudioError
 from liteasr.files import write_text
+from liteasr.loading import choose_device
 from liteasr.module import WhisperModule
 from liteasr.recognition import Transcriber
 from liteasr.transcripts import FORMATS, Transcript
@@ -72,10 +72,7 @@ def load_transcriber(
     Raises:
         ConfigError: If the checkpoint cannot be used, or not so.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device: cuda is not available here")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device(device)
     module = WhisperModule(
         str(model),
         processor_id=processor,
