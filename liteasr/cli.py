@@ -20,6 +20,7 @@ COMMANDS = {
     "fit": "compress a checkpoint as a recipe says, and measure it",
     "evaluate": "measure the word error rate of a checkpoint",
     "transcribe": "write down what is said in audio of any length",
+    "benchmark": "time a compressed checkpoint beside the dense one, in turn",
     "compare": "compress a checkpoint by several methods to several sizes, and measure all",
     "report": "make the pictures and the page of a finished run once more",
 }

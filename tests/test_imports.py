@@ -36,6 +36,21 @@ FORBIDDEN = {
     "compare_report.py": {"torch", "lightning", "transformers", "liteasr.module"},
     "transcripts.py": {"torch", "lightning", "transformers", "liteasr.data", "liteasr.module"},
     "recognition.py": {"lightning", "liteasr.callbacks", "liteasr.compression", "liteasr.builders"},
+    "benchmarking": {
+        *("lightning", "liteasr.callbacks", "liteasr.builders", "liteasr.stages", "liteasr.fit"),
+        *("liteasr.evaluate", "liteasr.transcribe", "liteasr.benchmark", "liteasr.cli"),
+    },
+    "benchmarking/timing.py": {
+        *("transformers", "liteasr.module", "liteasr.data", "liteasr.compression"),
+        *("liteasr.loading", "liteasr.config", "liteasr.benchmarking"),
+    },
+    "benchmarking/settings.py": {"transformers", "liteasr.module", "liteasr.data"},
+    "benchmarking/hardware.py": {"transformers", "liteasr"},
+    "benchmarking/shapes.py": {"liteasr.module", "liteasr.data", "liteasr.loading"},
+    "benchmarking/encoders.py": {"liteasr.module", "liteasr.data", "liteasr.loading"},
+    "benchmarking/report.py": {"torch", "transformers", "liteasr.module", "liteasr.data"},
+    "benchmarking/plot.py": {"torch", "transformers", "liteasr.module", "liteasr.data"},
+    "benchmark.py": {"lightning", "transformers", "liteasr.module", "liteasr.data"},
     "plots.py": {"torch", "lightning", "transformers", "liteasr.module", "liteasr.config"},
     "predictions.py": {"torch", "lightning", "transformers", "liteasr.module", "liteasr.data"},
     "reporting": {

@@ -16,6 +16,7 @@ import pytest
 from runs import ROOT
 from torch.distributed.run import get_args_parser as torchrun_parser
 
+from liteasr.benchmarking.settings import check_settings
 from liteasr.builders import build_method_from_config
 from liteasr.comparison import check_entries
 from liteasr.config import METHOD_NAMES, check_goal
@@ -127,6 +128,7 @@ _WORK = {
     "fit": {"fit": _look_at_fit, "dry_run": _look_at_fit},
     "compare": {"compare": _look_at_comparison, "dry_run": _look_at_comparison},
     "evaluate": {"evaluate": lambda recipe: {"wer": 0.0, "datasets": {}}},
+    "benchmark": {"benchmark": lambda settings, command: check_settings(settings)},
     "transcribe": {"_run": lambda arguments: None},
     "report": {"write_report": lambda folder: folder},
 }
