@@ -105,13 +105,14 @@ def make_encoder(
     """
     encoder: PreTrainedModel = model.get_encoder()
     encoder.to(getattr(torch, dtype)).to_empty(device=device)
-    for parameter in encoder.parameters():
-        # What no layer draws must not be what the memory held before.
-        nn.init.normal_(parameter, std=0.02)
     for module in encoder.modules():
         draw = getattr(module, "reset_parameters", None)
         if draw is not None:
             draw()
+            continue
+        # Else there would be what the memory held before.
+        for parameter in module.parameters(recurse=False):
+            nn.init.normal_(parameter, std=0.02)
     return encoder
 
 
