@@ -19,14 +19,14 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.modeling_whisper import shift_tokens_right
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
-from liteasr.compression import CompressionPlan, LowRankFactors, apply_plan
+from liteasr.compression import AttentionFactors, CompressionPlan, LowRankFactors, apply_plan
 from liteasr.config import ConfigError
 from liteasr.ctc import CTCHead
 from liteasr.distributed import raise_together
 from liteasr.evaluation_counts import EncoderComparison, Evaluation
 from liteasr.loading import load
 from liteasr.metrics import macro_average
-from liteasr.modeling import LowRankLinear
+from liteasr.modeling import LowRankLinear, ReducedAttention
 from liteasr.modeling.decoder import WhisperDecoder
 from liteasr.text import make_normalizer
 
@@ -163,7 +163,9 @@ class WhisperModule(L.LightningModule):
     # ------------------------------------------------------------------ structure
 
     def apply_plan(
-        self, plan: CompressionPlan, factors: Mapping[str, LowRankFactors] | None = None
+        self,
+        plan: CompressionPlan,
+        factors: Mapping[str, LowRankFactors | AttentionFactors] | None = None,
     ) -> None:
         """Swap the planned layers and remember the plan for the checkpoint; idempotent."""
         apply_plan(self.model, plan, factors)
@@ -203,18 +205,20 @@ class WhisperModule(L.LightningModule):
         trainable = self.hparams["trainable"]
         if trainable == "all":
             parameters = list(self.model.parameters())
+        elif trainable == "encoder":
+            parameters = list(self.encoder.parameters())
         else:
-            parameters = [
-                parameter
+            compressed = nn.ModuleList(
+                module
                 for module in self.encoder.modules()
-                if trainable == "encoder" or isinstance(module, LowRankLinear)
-                for parameter in module.parameters(recurse=False)
-            ]
+                if isinstance(module, LowRankLinear | ReducedAttention)
+            )
+            parameters = list(compressed.parameters())
         # The encoder's positional embedding is a fixed sinusoid.
         fixed = {id(parameter) for parameter in self.encoder.embed_positions.parameters()}
         parameters = [parameter for parameter in parameters if id(parameter) not in fixed]
         if not parameters:
-            raise ConfigError("finetune.trainable: factors, but the encoder has no low-rank layers")
+            raise ConfigError("finetune.trainable: factors, but no layer of the encoder has any")
         return parameters
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:

@@ -8,8 +8,11 @@ from tiny import tiny_config
 from transformers import GenerationConfig, WhisperForConditionalGeneration
 
 from liteasr import SpeechDataModule, WhisperModule
+from liteasr.compression import AttentionPlan, CompressionPlan, LayerPlan, collect_head_dims
 from liteasr.config import ConfigError, DataConfig, SourceConfig, SourceKind
 from liteasr.modeling import LowRankLinear
+
+ATTENTION = "model.encoder.layers.1.self_attn"
 
 
 @pytest.fixture(scope="module")
@@ -159,10 +162,33 @@ def swap_one(module):
     return layer
 
 
+def reduce_one(module):
+    """The heads of one layer in fewer dimensions, and a low rank for its values besides."""
+    plan = CompressionPlan(
+        {f"{ATTENTION}.v_proj": LayerPlan(64, 24, 4, 0.9, dense_params=1536, params=376)},
+        attention={ATTENTION: AttentionPlan(64, 2, 8, 12, dense_params=16576, params=5200)},
+    )
+    module.apply_plan(plan)
+    return module.model.get_submodule(ATTENTION)
+
+
+def test_a_checkpoint_rebuilds_reduced_attention(multilingual, tmp_path):
+    module = WhisperModule(str(multilingual), language="en")
+    reduce_one(module)
+    trainer = L.Trainer(accelerator="cpu", logger=False)
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    again = WhisperModule.load_from_checkpoint(tmp_path / "one.ckpt", weights_only=True)
+    assert again.compression_plan == module.compression_plan
+    assert collect_head_dims(again.model) == {ATTENTION: (8, 12)}
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+
+
 @pytest.mark.parametrize("trainable", ["factors", "encoder", "all"])
 def test_what_trains(multilingual, trainable):
     module = WhisperModule(str(multilingual), language="en", trainable=trainable)
-    factors = set(swap_one(module).parameters())
+    factors = {*swap_one(module).parameters(), *reduce_one(module).parameters()}
     module.trainer = L.Trainer(max_steps=1, accelerator="cpu", logger=False)
     module.setup("fit")
     training = {p for p in module.model.parameters() if p.requires_grad}

@@ -10,6 +10,14 @@ from liteasr.compression.allocate import (
     kept_energy,
     rank_for_energy,
 )
+from liteasr.compression.attention_factors import (
+    AttentionFactors,
+    AttentionWeights,
+    HeadModes,
+    attention_factors,
+    score_modes,
+    value_modes,
+)
 from liteasr.compression.factorize import (
     LowRankFactors,
     OutputPCA,
@@ -29,12 +37,14 @@ from liteasr.compression.methods import (
     build_method,
     find_method,
 )
-from liteasr.compression.plan import CompressionPlan, LayerPlan
+from liteasr.compression.plan import AttentionPlan, CompressionPlan, LayerPlan
 from liteasr.compression.spectra import Spectra, SpectrumCurve
 from liteasr.compression.statistics import MomentStatistics
 from liteasr.compression.surgery import (
     ENCODER_LINEARS,
     apply_plan,
+    attention_weights,
+    collect_head_dims,
     collect_ranks,
     encoder_flops,
     encoder_parameters,
@@ -45,10 +55,14 @@ __all__ = [
     "ENCODER_LINEARS",
     "METHODS",
     "AllocationError",
+    "AttentionFactors",
+    "AttentionPlan",
+    "AttentionWeights",
     "Budget",
     "CalibrationBatch",
     "CompressionMethod",
     "CompressionPlan",
+    "HeadModes",
     "LayerPlan",
     "LinearShape",
     "LowRankFactors",
@@ -65,7 +79,10 @@ __all__ = [
     "allocate_budget",
     "allocate_error",
     "apply_plan",
+    "attention_factors",
+    "attention_weights",
     "build_method",
+    "collect_head_dims",
     "collect_ranks",
     "encoder_flops",
     "encoder_parameters",
@@ -76,4 +93,6 @@ __all__ = [
     "pca_of_image",
     "pca_of_output",
     "rank_for_energy",
+    "score_modes",
+    "value_modes",
 ]

@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["CompressionPlan", "LayerPlan"]
+__all__ = ["AttentionPlan", "CompressionPlan", "LayerPlan"]
 
 FORMAT = 1
+ATTENTION_FORMAT = 2
+"""Of a plan with reduced attention, which readers of format 1 must not take for one without."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,35 @@ class LayerPlan:
     predicted_error: float = 0.0
 
 
+@dataclass(frozen=True)
+class AttentionPlan:
+    """Decision for the heads of one self-attention.
+
+    Attributes:
+        embed_dim: Width of the encoder.
+        num_heads: Heads.
+        qk_dim: Dimensions of a head for queries and keys.
+        v_dim: Dimensions of a head for values. Both ``None`` leave the attention dense.
+        dense_params: Parameters of the four projections before.
+        params: Parameters of the four projections after. A projection that gets a low rank
+            besides has a decision of its own, which starts from its reduced shape.
+        predicted_error: Relative error of the encoder's output that this attention is expected to
+            bring; 0 where the method does not predict one.
+    """
+
+    embed_dim: int
+    num_heads: int
+    qk_dim: int | None
+    v_dim: int | None
+    dense_params: int
+    params: int
+    predicted_error: float = 0.0
+
+    def __post_init__(self) -> None:
+        if (self.qk_dim is None) != (self.v_dim is None):
+            raise ValueError(f"qk_dim={self.qk_dim} and v_dim={self.v_dim}: either both or none")
+
+
 @dataclass
 class CompressionPlan:
     """Module name → decision, and where the decisions come from.
@@ -48,6 +79,8 @@ class CompressionPlan:
         calibration: Clips seen and their fingerprint.
         predicted_error: Relative error of the encoder's output that is expected of all layers
             together; ``None`` where the method does not predict it.
+        attention: Full name of a self-attention → its decision; it is made before those of the
+            layers in it.
 
     Example:
         >>> layer = LayerPlan(8, 8, 2, kept_energy=0.9, dense_params=72, params=40)
@@ -61,6 +94,7 @@ class CompressionPlan:
     options: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
     predicted_error: float | None = None
+    attention: dict[str, AttentionPlan] = field(default_factory=dict)
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -68,13 +102,26 @@ class CompressionPlan:
         return {name: layer.rank for name, layer in self.layers.items() if layer.rank is not None}
 
     @property
+    def head_dims(self) -> dict[str, tuple[int, int]]:
+        """Dimensions of a head, for queries and keys and for values, where they are reduced."""
+        return {
+            name: (one.qk_dim, one.v_dim)
+            for name, one in self.attention.items()
+            if one.qk_dim is not None and one.v_dim is not None
+        }
+
+    @property
     def saved_params(self) -> int:
         """Parameters that the plan takes away in all."""
-        return sum(layer.dense_params - layer.params for layer in self.layers.values())
+        of_layers = sum(one.dense_params - one.params for one in self.layers.values())
+        return of_layers + sum(one.dense_params - one.params for one in self.attention.values())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers only, fit for JSON and for ``torch.load(weights_only=True)``."""
-        return {"format": FORMAT, **asdict(self)}
+        content = asdict(self)
+        if not self.attention:
+            del content["attention"]
+        return {"format": ATTENTION_FORMAT if self.attention else FORMAT, **content}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> CompressionPlan:
@@ -84,15 +131,17 @@ class CompressionPlan:
             ValueError: If the record is of another format.
         """
         present = data.get("format") if isinstance(data, Mapping) else None
-        if present != FORMAT:
-            raise ValueError(f"its format is {present!r}, not {FORMAT}")
+        if present not in (FORMAT, ATTENTION_FORMAT):
+            raise ValueError(f"its format is {present!r}, not {FORMAT} or {ATTENTION_FORMAT}")
         layers = {name: LayerPlan(**layer) for name, layer in data["layers"].items()}
+        attention = {n: AttentionPlan(**one) for n, one in data.get("attention", {}).items()}
         return cls(
             layers,
             data["method"],
             dict(data["options"]),
             dict(data["calibration"]),
             data.get("predicted_error"),
+            attention,
         )
 
     def to_json(self) -> str:
@@ -132,8 +181,40 @@ def low_rank_config(ranks: Iterable[tuple[str, int]], num_layers: int) -> list[d
     """Module names and ranks in the published format; see ``CompressionPlan.low_rank_config``."""
     config: list[dict[str, int]] = [{} for _ in range(num_layers)]
     for name, rank in ranks:
-        parts = name.rsplit("encoder.layers.", maxsplit=1)[-1].split(".")
-        if "encoder.layers." not in name or not parts[0].isdigit():
-            raise ValueError(f"{name} is not in an encoder layer: the format has no place for it")
-        config[int(parts[0])][parts[-1]] = rank
+        index, last = _place(name)
+        config[index][last] = rank
     return config
+
+
+def reduced_attention_config(
+    dims: Iterable[tuple[str, tuple[int, int]]], num_layers: int
+) -> list[dict[str, int]] | None:
+    """Module names and dimensions of heads as ``LiteWhisperConfig.reduced_attention`` has them.
+
+    Args:
+        dims: Full name of each reduced self-attention and its dimensions for queries and keys and
+            for values.
+        num_layers: Layers of the encoder.
+
+    Returns:
+        One dict an encoder layer, or ``None`` where no attention is reduced.
+
+    Raises:
+        ValueError: If an attention is not in an encoder layer.
+
+    Example:
+        >>> reduced_attention_config([("model.encoder.layers.1.self_attn", (32, 48))], 2)
+        [{}, {'qk_dim': 32, 'v_dim': 48}]
+    """
+    config: list[dict[str, int]] = [{} for _ in range(num_layers)]
+    for name, (qk_dim, v_dim) in dims:
+        config[_place(name)[0]] = {"qk_dim": qk_dim, "v_dim": v_dim}
+    return config if any(config) else None
+
+
+def _place(name: str) -> tuple[int, str]:
+    """Number of a module's encoder layer, and the last part of its name."""
+    parts = name.rsplit("encoder.layers.", maxsplit=1)[-1].split(".")
+    if "encoder.layers." not in name or not parts[0].isdigit():
+        raise ValueError(f"{name} is not in an encoder layer: the format has no place for it")
+    return int(parts[0]), parts[-1]

@@ -7,20 +7,24 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from liteasr.compression.attention_factors import AttentionFactors, AttentionWeights
 from liteasr.compression.factorize import LowRankFactors
-from liteasr.compression.plan import CompressionPlan
-from liteasr.modeling import LINEAR_NAMES, LowRankLinear
+from liteasr.compression.plan import AttentionPlan, CompressionPlan
+from liteasr.modeling import LINEAR_NAMES, LowRankLinear, RankSpaceAttention, ReducedAttention
 
 __all__ = [
     "ENCODER_LINEARS",
     "apply_plan",
+    "attention_weights",
+    "collect_head_dims",
     "collect_ranks",
     "encoder_flops",
     "encoder_frames",
     "encoder_parameters",
     "find_linears",
+    "install_attention_factors",
     "install_factors",
 ]
 
@@ -65,35 +69,87 @@ def find_linears(
 def apply_plan(
     model: nn.Module,
     plan: CompressionPlan,
-    factors: Mapping[str, LowRankFactors] | None = None,
+    factors: Mapping[str, LowRankFactors | AttentionFactors] | None = None,
 ) -> None:
-    """Replace the layers that ``plan`` names by low-rank ones; a plan with no ranks does nothing.
+    """Replace what ``plan`` names by smaller layers; a plan that leaves all dense does nothing.
 
-    Idempotent: a layer that already has its rank is kept (and takes the new factors, if any).
-    Device, type and training mode are those of the layer that goes.
+    Idempotent: a layer that already has its size is kept (and takes the new factors, if any).
+    Device, type and training mode are those of the layer that goes. Attention comes first: a
+    projection of reduced heads may get a low rank besides.
 
     Args:
         model: Model that the names of the plan belong to.
-        plan: Names and ranks.
+        plan: Names, ranks and dimensions of heads.
         factors: Values for the new layers; those without are left randomly initialised, to be
             filled from a checkpoint.
 
     Raises:
-        ValueError: If a name is absent, or is neither a linear layer nor a low-rank layer of that
-            rank and shape.
+        ValueError: If a name is absent, or is neither a dense layer nor a compressed one of that
+            size, or its factors are of another kind.
     """
+    for name in plan.head_dims:
+        reduced = _as_reduced(model, name, plan.attention[name])
+        values = None if factors is None else factors.get(name)
+        if isinstance(values, LowRankFactors):
+            raise ValueError(f"{name} is a self-attention, its factors are those of a linear layer")
+        if values is not None:
+            install_attention_factors(reduced, values)
     for name, rank in plan.ranks.items():
         layer = plan.layers[name]
         low_rank = _as_low_rank(model, name, (layer.in_features, layer.out_features, rank))
-        if factors is not None and name in factors:
-            install_factors(low_rank, factors[name])
+        values = None if factors is None else factors.get(name)
+        if isinstance(values, AttentionFactors):
+            raise ValueError(f"{name} is a linear layer, its factors are those of an attention")
+        if values is not None:
+            install_factors(low_rank, values)
+
+
+def _named(model: nn.Module, name: str) -> nn.Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError as error:
+        raise ValueError(f"the plan names {name}, which the model does not have") from error
+
+
+def _replace(model: nn.Module, name: str, new: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, new)
+
+
+def _as_reduced(model: nn.Module, name: str, plan: AttentionPlan) -> ReducedAttention:
+    module: Any = _named(model, name)
+    shape = (plan.embed_dim, plan.num_heads)
+    dims = (plan.qk_dim, plan.v_dim)
+    if isinstance(module, ReducedAttention):
+        present = (module.embed_dim, module.num_heads, module.qk_dim, module.v_dim)
+        if present != shape + dims:
+            raise ValueError(f"{name} is reduced with {present}, the plan wants {shape + dims}")
+        return module
+    names = ("q_proj", "k_proj", "v_proj", "out_proj")
+    is_dense = all(isinstance(getattr(module, one, None), nn.Linear) for one in names)
+    if not is_dense or (module.embed_dim, module.num_heads) != shape:
+        raise ValueError(
+            f"{name} is {module}, the plan wants a self-attention of dense projections with "
+            f"width {shape[0]} and {shape[1]} heads"
+        )
+    weight = module.q_proj.weight
+    assert plan.qk_dim is not None
+    assert plan.v_dim is not None
+    reduced = ReducedAttention(
+        *shape,
+        plan.qk_dim,
+        plan.v_dim,
+        dropout=module.dropout,
+        device=weight.device,
+        dtype=weight.dtype,
+    )
+    reduced.train(module.training).requires_grad_(weight.requires_grad)
+    _replace(model, name, reduced)
+    return reduced
 
 
 def _as_low_rank(model: nn.Module, name: str, shape: tuple[int, int, int]) -> LowRankLinear:
-    try:
-        module = model.get_submodule(name)
-    except AttributeError as error:
-        raise ValueError(f"the plan names {name}, which the model does not have") from error
+    module = _named(model, name)
     if isinstance(module, LowRankLinear):
         present = (module.in_features, module.out_features, module.rank)
         if present != shape:
@@ -104,29 +160,58 @@ def _as_low_rank(model: nn.Module, name: str, shape: tuple[int, int, int]) -> Lo
     weight = module.weight
     low_rank = LowRankLinear(*shape, device=weight.device, dtype=weight.dtype)
     low_rank.train(module.training).requires_grad_(weight.requires_grad)
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, low_rank)
+    _replace(model, name, low_rank)
     return low_rank
 
 
-@torch.no_grad()
 def install_factors(layer: LowRankLinear, factors: LowRankFactors) -> None:
     """Copy factors into a layer, cast to its type and device.
 
     Raises:
         ValueError: If the cast overflows or the shapes differ.
     """
-    for target, value in (
-        (layer.weight1, factors.weight1),
-        (layer.weight2, factors.weight2),
-        (layer.bias, factors.bias),
-    ):
-        if target.shape != value.shape:
-            raise ValueError(f"factors of {tuple(value.shape)} do not fit {tuple(target.shape)}")
-        cast = value.to(target.dtype)
-        if not bool(torch.isfinite(cast).all()):
-            raise ValueError(f"factors are not finite in {target.dtype}")
-        target.copy_(cast)
+    _copy(layer.weight1, factors.weight1)
+    _copy(layer.weight2, factors.weight2)
+    _copy(layer.bias, factors.bias)
+
+
+def install_attention_factors(layer: ReducedAttention, factors: AttentionFactors) -> None:
+    """Copy factors into an attention with dense projections, cast to its type and device.
+
+    Raises:
+        ValueError: If the cast overflows or the shapes differ.
+    """
+    _copy(layer.q_proj.weight, factors.q_weight)
+    _copy(layer.q_proj.bias, factors.q_bias)
+    _copy(layer.k_proj.weight, factors.k_weight)
+    _copy(layer.v_proj.weight, factors.v_weight)
+    _copy(layer.out_proj.weight, factors.out_weight)
+    _copy(layer.out_proj.bias, factors.out_bias)
+
+
+@torch.no_grad()
+def _copy(target: Tensor, value: Tensor) -> None:
+    if target.shape != value.shape:
+        raise ValueError(f"factors of {tuple(value.shape)} do not fit {tuple(target.shape)}")
+    cast = value.to(target.dtype)
+    if not bool(torch.isfinite(cast).all()):
+        raise ValueError(f"factors are not finite in {target.dtype}")
+    target.copy_(cast)
+
+
+def attention_weights(attention: nn.Module) -> AttentionWeights:
+    """Parameters of a dense self-attention of Hugging Face's Whisper, as they are factorized."""
+    module: Any = attention
+    return AttentionWeights(
+        q_weight=module.q_proj.weight.detach(),
+        q_bias=module.q_proj.bias.detach(),
+        k_weight=module.k_proj.weight.detach(),
+        v_weight=module.v_proj.weight.detach(),
+        v_bias=module.v_proj.bias.detach(),
+        out_weight=module.out_proj.weight.detach(),
+        out_bias=module.out_proj.bias.detach(),
+        heads=module.num_heads,
+    )
 
 
 def collect_ranks(model: nn.Module) -> dict[str, int]:
@@ -135,6 +220,15 @@ def collect_ranks(model: nn.Module) -> dict[str, int]:
         name: module.rank
         for name, module in model.named_modules()
         if isinstance(module, LowRankLinear)
+    }
+
+
+def collect_head_dims(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Full name → dimensions of a head, for q and k and for v, of every reduced attention."""
+    return {
+        name: (module.qk_dim, module.v_dim)
+        for name, module in model.named_modules()
+        if isinstance(module, ReducedAttention)
     }
 
 
@@ -163,10 +257,12 @@ def encoder_frames(encoder: nn.Module) -> int:
 
 
 def encoder_flops(encoder: nn.Module) -> int:
-    """Multiplications and additions of a Whisper encoder for one window, dense or low-rank.
+    """Multiplications and additions of a Whisper encoder for one window, dense or compressed.
 
     Counted are the two convolutions, all linear layers, and the products of self-attention
-    (scores and values, ``4 T² D`` a layer); normalisations and activations are not.
+    (scores and values, ``4 T² D`` a layer with dense heads, ``2 T² H (R + V)`` with heads of R and
+    V dimensions; where attention computes between factors, what it does there); normalisations
+    and activations are not.
 
     Example:
         >>> from transformers import WhisperConfig
@@ -176,16 +272,22 @@ def encoder_flops(encoder: nn.Module) -> int:
         >>> round(encoder_flops(encoder) / 1e9, 1)
         36.9
     """
-    config: Any = encoder.config
-    frames, flops = encoder_frames(encoder), 0
-    for name, module in encoder.named_modules():
-        if isinstance(module, nn.Conv1d):
-            rows = 2 * frames if name.endswith("conv1") else frames
-            flops += 2 * rows * module.weight.numel()
-        elif isinstance(module, nn.Linear):
-            flops += 2 * frames * module.weight.numel()
-        elif isinstance(module, LowRankLinear):
-            flops += 2 * frames * (module.weight1.numel() + module.weight2.numel())
-        elif name.endswith(".self_attn"):
-            flops += 4 * frames * frames * int(config.d_model)
+    return _flops("", encoder, encoder_frames(encoder))
+
+
+def _flops(name: str, module: nn.Module, frames: int) -> int:
+    if isinstance(module, RankSpaceAttention):
+        return module.ranks.flops(module.rank_space, frames)
+    if isinstance(module, nn.Conv1d):
+        return 2 * (2 * frames if name == "conv1" else frames) * module.weight.numel()
+    if isinstance(module, nn.Linear):
+        return 2 * frames * module.weight.numel()
+    if isinstance(module, LowRankLinear):
+        return 2 * frames * (module.weight1.numel() + module.weight2.numel())
+    flops = sum(_flops(child, one, frames) for child, one in module.named_children())
+    if isinstance(module, ReducedAttention):
+        flops += 2 * frames * frames * module.num_heads * (module.qk_dim + module.v_dim)
+    elif name == "self_attn":
+        attention: Any = module
+        flops += 4 * frames * frames * int(attention.embed_dim)
     return flops

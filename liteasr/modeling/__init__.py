@@ -18,9 +18,15 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from liteasr.modeling.attention import ReducedAttention
 from liteasr.modeling.configuration import LINEAR_NAMES, LiteWhisperConfig
 from liteasr.modeling.linear import LowRankLinear
 from liteasr.modeling.pipeline import LiteWhisperPipeline
+from liteasr.modeling.rank_space import (
+    RankSpaceAttention,
+    use_plain_attention,
+    use_rank_space,
+)
 from liteasr.modeling.whisper import LiteWhisperForConditionalGeneration
 
 __all__ = [
@@ -29,6 +35,10 @@ __all__ = [
     "LiteWhisperForConditionalGeneration",
     "LiteWhisperPipeline",
     "LowRankLinear",
+    "RankSpaceAttention",
+    "ReducedAttention",
+    "use_plain_attention",
+    "use_rank_space",
 ]
 
 AutoConfig.register("lite-whisper", LiteWhisperConfig, exist_ok=True)

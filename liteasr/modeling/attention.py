@@ -1,0 +1,164 @@
+"""Self-attention whose heads have fewer dimensions.
+
+Shape suffixes: B batch, T frames, D width of the encoder, H heads, R dimensions of a head for
+queries and keys, V dimensions of a head for values.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["ReducedAttention", "attend", "split_heads"]
+
+
+class ReducedAttention(nn.Module):
+    """``Σ_h softmax(q_h k_hᵀ / √d_h) v_h W_o,h`` with R dimensions for q and k, V for v.
+
+    Stands in for the encoder's self-attention of Hugging Face's Whisper and has the names of its
+    projections, which are narrower. Scores keep the scale ``1/√d_h`` of the dense heads, as the
+    reduced queries and keys stand for the dense ones. Keys and values have no bias: that of the
+    keys adds the same to all scores of a query, and that of the values, whose weights sum to 1,
+    goes into the bias of ``out_proj``.
+
+    Args:
+        embed_dim: Width D.
+        num_heads: Heads H.
+        qk_dim: R.
+        v_dim: V.
+        head_dim: ``d_h`` of the dense heads, ``D / H`` if not given.
+        dropout: Of the attention weights, in training.
+        device: Where the parameters live.
+        dtype: Type of the parameters.
+
+    Raises:
+        ValueError: If a width is not positive.
+
+    Example:
+        >>> attention = ReducedAttention(embed_dim=8, num_heads=2, qk_dim=3, v_dim=4)
+        >>> attention(torch.zeros(1, 5, 8))[0].shape, attention.q_proj.weight.shape
+        (torch.Size([1, 5, 8]), torch.Size([6, 8]))
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        qk_dim: int,
+        v_dim: int,
+        *,
+        head_dim: int | None = None,
+        dropout: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if min(embed_dim, num_heads, qk_dim, v_dim) < 1:
+            raise ValueError(
+                f"widths must be at least 1, got {embed_dim=}, {num_heads=}, {qk_dim=}, {v_dim=}"
+            )
+        self.embed_dim = embed_dim
+        self.num_heads = num_heads
+        self.qk_dim = qk_dim
+        self.v_dim = v_dim
+        self.head_dim = head_dim or embed_dim // num_heads
+        self.scaling: float = self.head_dim**-0.5
+        self.dropout = dropout
+        place: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.k_proj = nn.Linear(embed_dim, num_heads * qk_dim, bias=False, **place)
+        self.v_proj = nn.Linear(embed_dim, num_heads * v_dim, bias=False, **place)
+        self.q_proj = nn.Linear(embed_dim, num_heads * qk_dim, **place)
+        self.out_proj = nn.Linear(num_heads * v_dim, embed_dim, **place)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        output_attentions: bool = False,
+        **_: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend within each clip.
+
+        Args:
+            hidden_states: Frames, (B, T, D).
+            attention_mask: As :func:`attend` takes it; Whisper's encoder has none.
+            output_attentions: Return the weights too, which takes memory of T² a head.
+
+        Returns:
+            Frames, (B, T, D), and the weights, (B, H, T, T), or ``None``.
+        """
+        mixed_BHTV, weights_BHTT = attend(
+            split_heads(self.q_proj(hidden_states), self.num_heads),
+            split_heads(self.k_proj(hidden_states), self.num_heads),
+            split_heads(self.v_proj(hidden_states), self.num_heads),
+            scale=self.scaling,
+            mask=attention_mask,
+            dropout=self.dropout if self.training else 0.0,
+            need_weights=output_attentions,
+        )
+        return self.out_proj(mixed_BHTV.transpose(1, 2).flatten(2)), weights_BHTT
+
+    def extra_repr(self) -> str:
+        """Widths, for ``print(model)``."""
+        return f"num_heads={self.num_heads}, qk_dim={self.qk_dim}, v_dim={self.v_dim}"
+
+
+def split_heads(x_BTX: Tensor, heads: int) -> Tensor:
+    """Heads side by side, (B, T, H·R), to heads of their own, (B, H, T, R)."""
+    return x_BTX.reshape(*x_BTX.shape[:-1], heads, -1).transpose(1, 2)
+
+
+def attend(
+    q_BHTR: Tensor,
+    k_BHTR: Tensor,
+    v_BHTV: Tensor,
+    *,
+    scale: float,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+    need_weights: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """``softmax(scale · q kᵀ) v``, where values may be wider or narrower than queries and keys.
+
+    Args:
+        q_BHTR: Queries; one head, H = 1, serves all.
+        k_BHTR: Keys, likewise.
+        v_BHTV: Values, likewise.
+        scale: Of the scores.
+        mask: Added to the scores, or, of type bool, true where a key is seen; broadcast to
+            (B, H, T, T).
+        dropout: Of the attention weights.
+        need_weights: Return the weights, for which all scores are in memory at once.
+
+    Returns:
+        Mixed values, (B, H, T, V), and the weights, (B, H, T, T), or ``None``.
+
+    Example:
+        >>> q, k, v = torch.zeros(1, 2, 5, 3), torch.zeros(1, 1, 5, 3), torch.ones(1, 1, 5, 4)
+        >>> attend(q, k, v, scale=1.0)[0].shape
+        torch.Size([1, 2, 5, 4])
+    """
+    width = v_BHTV.shape[-1]
+    if need_weights:
+        scores_BHTT = q_BHTR @ k_BHTR.mT * scale
+        if mask is not None and mask.dtype == torch.bool:
+            scores_BHTT = scores_BHTT.masked_fill(~mask, float("-inf"))
+        elif mask is not None:
+            scores_BHTT = scores_BHTT + mask
+        weights_BHTT = scores_BHTT.softmax(dim=-1)
+        return F.dropout(weights_BHTT, dropout) @ v_BHTV, weights_BHTT
+    # The fused kernels take one width for all three. Padding costs little; without a fused kernel
+    # all scores would be in memory, and it is several times as slow (torch 2.13, CPU).
+    common = max(q_BHTR.shape[-1], width)
+    heads = max(x.shape[1] for x in (q_BHTR, k_BHTR, v_BHTV))
+    q_BHTC, k_BHTC, v_BHTC = (
+        F.pad(x, (0, common - x.shape[-1])).expand(-1, heads, -1, -1)
+        for x in (q_BHTR, k_BHTR, v_BHTV)
+    )
+    mixed_BHTC = F.scaled_dot_product_attention(
+        q_BHTC, k_BHTC, v_BHTC, attn_mask=mask, dropout_p=dropout, scale=scale
+    )
+    return mixed_BHTC[..., :width], None
