@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from liteasr.compression import collect_ranks
-from liteasr.compression.plan import low_rank_config
+from liteasr.compression import collect_head_dims, collect_ranks
+from liteasr.compression.plan import low_rank_config, reduced_attention_config
 from liteasr.files import atomic_folder, write_text
 from liteasr.loading import load
 from liteasr.modeling import LiteWhisperConfig, LiteWhisperForConditionalGeneration
@@ -28,6 +28,7 @@ __all__ = ["export_model", "write_model_card"]
 
 # Modules of liteasr.modeling → their names in the folder; the last two are the published ones.
 REMOTE_CODE = {
+    "attention": "attention_lite_whisper",
     "linear": "linear_lite_whisper",
     "configuration": "configuration_lite_whisper",
     "whisper": "modeling_lite_whisper",
@@ -44,19 +45,30 @@ def export_model(
     processor: WhisperProcessor,
     folder: str | Path,
     dtype: torch.dtype | None = None,
+    *,
+    published: bool = False,
 ) -> None:
     """Write the folder, reload it, and only then put it in place of an old one.
 
     Args:
-        model: Whisper, dense or with low-rank encoder layers.
+        model: Whisper, dense or with a compressed encoder.
         processor: Its tokenizer and feature extractor.
         folder: Where to write.
         dtype: Type of the stored weights; the model's if absent.
+        published: Refuse what the published lite-whisper format cannot say, so that its own
+            classes open the folder too. Where no attention is reduced, all that is written is in
+            that format.
 
     Raises:
-        ValueError: If the model cannot be written in the published format, or the reloaded
-            weights are not those that were written.
+        ValueError: If the model cannot be written in the format, or the reloaded weights are not
+            those that were written.
     """
+    reduced = next(iter(collect_head_dims(model)), None)
+    if published and reduced is not None:
+        raise ValueError(
+            f"{reduced} has heads of fewer dimensions, for which the published format has no "
+            "place: export with published=False, or compress with low rank alone"
+        )
     saved = _as_saved(model, dtype or model.dtype)
     with atomic_folder(folder) as temporary:
         saved.save_pretrained(temporary)
@@ -81,16 +93,18 @@ def _as_saved(
     for name, tensor in state.items():
         if not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{name} is not finite in {dtype}: store in another export.dtype")
-    ranks = collect_ranks(model)
+    ranks, head_dims = collect_ranks(model), collect_head_dims(model)
     config = copy.deepcopy(model.config)
     cls: Any = WhisperForConditionalGeneration
-    if ranks or isinstance(model, LiteWhisperForConditionalGeneration):
+    if ranks or head_dims or isinstance(model, LiteWhisperForConditionalGeneration):
         cls = LiteWhisperForConditionalGeneration
         options = config.to_dict()
-        for key in ("model_type", "low_rank_config", "auto_map", "architectures"):
+        sizes = ("low_rank_config", "reduced_attention")
+        for key in ("model_type", *sizes, "auto_map", "architectures"):
             options.pop(key, None)
         layers = low_rank_config(ranks.items(), config.encoder_layers)
-        config = LiteWhisperConfig(low_rank_config=layers, **options)
+        heads = reduced_attention_config(head_dims.items(), config.encoder_layers)
+        config = LiteWhisperConfig(low_rank_config=layers, reduced_attention=heads, **options)
         config.auto_map = dict(AUTO_MAP)
     with torch.device("meta"):
         saved: WhisperForConditionalGeneration = cls(config)

@@ -7,17 +7,24 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from speech_files import make_processor
+from transformers.models.whisper.modeling_whisper import WhisperAttention
 
 from liteasr import LiteWhisperForConditionalGeneration, load
 from liteasr.compression import (
+    AttentionPlan,
     CalibrationBatch,
+    CompressionPlan,
     PCAMethod,
     ThresholdRule,
     apply_plan,
+    collect_head_dims,
     collect_ranks,
     find_linears,
 )
 from liteasr.export import export_model, write_model_card
+from liteasr.modeling import use_rank_space
+
+REDUCED = "model.encoder.layers.1.self_attn"
 
 
 def compress(model, features, rule):
@@ -44,9 +51,22 @@ def compressed(tiny_model, tiny_features, processor):
     return tiny_model
 
 
+@pytest.fixture
+def reduced(compressed):
+    """One layer's heads in fewer dimensions, with low-rank layers beside it."""
+    layer = compressed.model.encoder.layers[1]
+    layer.self_attn = WhisperAttention(64, 2, config=compressed.config)
+    plan = AttentionPlan(64, 2, 8, 12, dense_params=0, params=0)
+    apply_plan(compressed, CompressionPlan(attention={REDUCED: plan}))
+    for parameter in layer.self_attn.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return compressed.eval()
+
+
 def test_the_folder_holds_all_that_is_needed(compressed, processor, tmp_path):
     export_model(compressed, processor, tmp_path / "model")
     assert {path.name for path in (tmp_path / "model").iterdir()} == {
+        "attention_lite_whisper.py",
         "config.json",
         "configuration_lite_whisper.py",
         "generation_config.json",
@@ -80,6 +100,7 @@ def test_published_tensor_names_layouts_and_config(compressed, processor, tmp_pa
     assert config["auto_map"]["AutoModel"] == (
         "modeling_lite_whisper.LiteWhisperForConditionalGeneration"
     )
+    assert "reduced_attention" not in config
     rank = config["low_rank_config"][0]["fc1"]
     state = load_file(tmp_path / "model" / "model.safetensors")
     assert state["model.encoder.layers.0.fc1.weight1"].shape == (64, rank)
@@ -88,6 +109,53 @@ def test_published_tensor_names_layouts_and_config(compressed, processor, tmp_pa
     dense = [n for n in find_linears(compressed) if f"{n}.weight" in state]
     assert dense, "some layers stayed dense and keep their names"
     assert "proj_out.weight" not in state
+
+
+def test_reduced_attention_is_reloaded_as_it_was(reduced, processor, tiny_features, tmp_path):
+    export_model(reduced, processor, tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert config["reduced_attention"] == [{}, {"qk_dim": 8, "v_dim": 12}]
+    reloaded, _ = load(str(tmp_path / "model"))
+    assert collect_head_dims(reloaded) == {REDUCED: (8, 12)}
+    assert collect_ranks(reloaded) == collect_ranks(reduced)
+    assert reloaded.state_dict().keys() == reduced.state_dict().keys()
+    x = tiny_features[0][0]
+    with torch.no_grad():
+        expected = reduced.model.encoder(x).last_hidden_state
+        torch.testing.assert_close(reloaded.model.encoder(x).last_hidden_state, expected)
+    export_model(reloaded, processor, tmp_path / "again")
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "model" / name).read_bytes()
+
+
+def test_a_model_of_reduced_attention_alone_is_lite_whisper_too(tiny_model, processor, tmp_path):
+    tiny_model.resize_token_embeddings(len(processor.tokenizer))
+    plan = AttentionPlan(64, 2, 8, 12, dense_params=0, params=0)
+    apply_plan(tiny_model, CompressionPlan(attention={REDUCED: plan}))
+    export_model(tiny_model, processor, tmp_path / "model")
+    reloaded, _ = load(str(tmp_path / "model"))
+    assert collect_head_dims(reloaded) == {REDUCED: (8, 12)}
+
+
+def test_the_published_format_refuses_reduced_attention(reduced, processor, tmp_path):
+    with pytest.raises(ValueError, match=r"layers\.1\.self_attn has heads.*published=False"):
+        export_model(reduced, processor, tmp_path / "model", published=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_published_format_takes_low_rank_layers(compressed, processor, tmp_path):
+    export_model(compressed, processor, tmp_path / "model", published=True)
+    export_model(compressed, processor, tmp_path / "ours")
+    for file in (tmp_path / "ours").iterdir():
+        assert file.read_bytes() == (tmp_path / "model" / file.name).read_bytes()
+
+
+def test_rank_space_leaves_the_folder_as_it_is(compressed, processor, tmp_path):
+    export_model(compressed, processor, tmp_path / "plain")
+    use_rank_space(compressed, fuse_all=True)
+    export_model(compressed, processor, tmp_path / "model")
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "plain" / name).read_bytes() == (tmp_path / "model" / name).read_bytes()
 
 
 def test_the_stored_type_is_chosen_and_the_model_untouched(compressed, processor, tmp_path):
@@ -151,10 +219,10 @@ with torch.no_grad():
 
 
 def test_opens_with_remote_code_where_liteasr_is_not_installed(
-    compressed, processor, tiny_features, tmp_path
+    reduced, processor, tiny_features, tmp_path
 ):
     """The usage that the published models' cards show, in a process without liteasr."""
-    export_model(compressed, processor, tmp_path / "model")
+    export_model(reduced, processor, tmp_path / "model")
     features = tiny_features[0][0][:2]
     torch.save(features, tmp_path / "features.pt")
     (tmp_path / "use.py").write_text(REMOTE)
@@ -166,7 +234,7 @@ def test_opens_with_remote_code_where_liteasr_is_not_installed(
         timeout=300,
     )
     with torch.no_grad():
-        expected = compressed.model.encoder(features).last_hidden_state
+        expected = reduced.model.encoder(features).last_hidden_state
     torch.testing.assert_close(torch.load(tmp_path / "output.pt"), expected, rtol=1e-5, atol=1e-5)
 
 

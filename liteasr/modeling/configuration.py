@@ -6,8 +6,9 @@ from typing import Any
 
 from transformers import WhisperConfig
 
-__all__ = ["LINEAR_NAMES", "LiteWhisperConfig"]
+__all__ = ["HEAD_DIMS", "LINEAR_NAMES", "LiteWhisperConfig"]
 
+HEAD_DIMS = ("qk_dim", "v_dim")
 LINEAR_NAMES = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
 
@@ -18,10 +19,14 @@ class LiteWhisperConfig(WhisperConfig):
         low_rank_config: One dict for each encoder layer, from a name among ``q_proj``,
             ``k_proj``, ``v_proj``, ``out_proj``, ``fc1``, ``fc2`` to its rank; a missing name is
             a dense layer. Absent: every layer is dense.
+        reduced_attention: One dict for each encoder layer: the dimensions of each head of its
+            self-attention, ``qk_dim`` for queries and keys and ``v_dim`` for values, or ``{}``
+            for dense heads. Absent: all heads are dense. The published format does not know it;
+            where it is absent, it is not in ``config.json`` either.
         kwargs: Everything :class:`transformers.WhisperConfig` takes.
 
     Raises:
-        ValueError: If the list has not one dict a layer, or a name or a rank is impossible.
+        ValueError: If a list has not one dict a layer, or a name or a number is impossible.
 
     Example:
         >>> config = LiteWhisperConfig(encoder_layers=2, low_rank_config=[{"fc1": 16}, {}])
@@ -31,24 +36,35 @@ class LiteWhisperConfig(WhisperConfig):
 
     model_type = "lite-whisper"
 
-    def __init__(self, low_rank_config: list[dict[str, int]] | None = None, **kwargs: Any) -> None:
+    reduced_attention: list[dict[str, int]] | None = None
+
+    def __init__(
+        self,
+        low_rank_config: list[dict[str, int]] | None = None,
+        reduced_attention: list[dict[str, int]] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.low_rank_config = low_rank_config
         if low_rank_config is not None:
-            self._check_ranks(low_rank_config)
+            self._check("low_rank_config", low_rank_config, LINEAR_NAMES)
+        if reduced_attention is not None:
+            self.reduced_attention = reduced_attention
+            self._check("reduced_attention", reduced_attention, HEAD_DIMS)
+            for index, dims in enumerate(reduced_attention):
+                missing = set(HEAD_DIMS) - dims.keys()
+                if dims and missing:
+                    raise ValueError(f"reduced_attention[{index}] lacks {missing.pop()!r}")
 
-    def _check_ranks(self, low_rank_config: list[dict[str, int]]) -> None:
-        if len(low_rank_config) != self.encoder_layers:
+    def _check(self, key: str, layers: list[dict[str, int]], known: tuple[str, ...]) -> None:
+        if len(layers) != self.encoder_layers:
             raise ValueError(
-                f"low_rank_config has {len(low_rank_config)} entries, "
-                f"but the encoder has {self.encoder_layers} layers"
+                f"{key} has {len(layers)} entries, but the encoder has {self.encoder_layers} layers"
             )
-        for index, ranks in enumerate(low_rank_config):
-            for name, rank in ranks.items():
-                if name not in LINEAR_NAMES:
-                    raise ValueError(
-                        f"low_rank_config[{index}] names {name!r}; known are {LINEAR_NAMES}"
-                    )
-                if not isinstance(rank, int) or rank < 1:
-                    where = f"low_rank_config[{index}][{name!r}]"
-                    raise ValueError(f"{where} must be a positive integer, got {rank!r}")
+        for index, values in enumerate(layers):
+            for name, value in values.items():
+                if name not in known:
+                    raise ValueError(f"{key}[{index}] names {name!r}; known are {known}")
+                if not isinstance(value, int) or value < 1:
+                    where = f"{key}[{index}][{name!r}]"
+                    raise ValueError(f"{where} must be a positive integer, got {value!r}")

@@ -1,8 +1,8 @@
-"""Whisper with a low-rank encoder, as a Hugging Face model of type ``lite-whisper``.
+"""Whisper with a compressed encoder, as a Hugging Face model of type ``lite-whisper``.
 
-Hugging Face's Whisper is built as it is; its encoder's linear layers are then exchanged for
-low-rank ones where the configuration names a rank. The exchange happens after ``post_init()`` of
-the parent class has tied the weights and touches none of the tied ones.
+Hugging Face's Whisper is built as it is; its encoder's self-attention and linear layers are then
+exchanged for smaller ones where the configuration names a size. The exchange happens after
+``post_init()`` of the parent class has tied the weights and touches none of the tied ones.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import WhisperForConditionalGeneration
 
+from .attention import ReducedAttention
 from .configuration import LiteWhisperConfig
 from .linear import LowRankLinear
 
@@ -18,7 +19,10 @@ __all__ = ["LiteWhisperForConditionalGeneration"]
 
 
 class LiteWhisperForConditionalGeneration(WhisperForConditionalGeneration):
-    """Whisper whose encoder layers have the ranks of ``config.low_rank_config``.
+    """Whisper whose encoder layers have the sizes that the configuration names.
+
+    Those are the ranks of ``config.low_rank_config``, and the dimensions of the heads of
+    ``config.reduced_attention``.
 
     Inputs, outputs, ``generate`` and decoding options are those of
     :class:`transformers.WhisperForConditionalGeneration`.
@@ -38,6 +42,17 @@ class LiteWhisperForConditionalGeneration(WhisperForConditionalGeneration):
     def __init__(self, config: LiteWhisperConfig) -> None:
         super().__init__(config)
         layers = self.model.encoder.layers
+        for layer, dims in zip(layers, config.reduced_attention or [], strict=False):
+            if dims:
+                dense = layer.self_attn
+                layer.self_attn = ReducedAttention(
+                    dense.embed_dim,
+                    dense.num_heads,
+                    **dims,
+                    dropout=dense.dropout,
+                    device=dense.q_proj.weight.device,
+                    dtype=dense.q_proj.weight.dtype,
+                )
         for layer, ranks in zip(layers, config.low_rank_config or [], strict=False):
             for name, rank in ranks.items():
                 parent = layer if name in ("fc1", "fc2") else layer.self_attn

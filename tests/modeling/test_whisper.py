@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSpeechSeq2Seq
 
 from liteasr import LiteWhisperConfig, LiteWhisperForConditionalGeneration, load
 from liteasr.loading import load_model
-from liteasr.modeling import LowRankLinear
+from liteasr.modeling import LowRankLinear, ReducedAttention
 
 RANKS = [{"fc1": 16, "q_proj": 8}, {"k_proj": 8, "v_proj": 24, "out_proj": 16, "fc2": 40}]
 LARGE_V3_LAYERS = [
@@ -135,6 +135,49 @@ def test_config_round_trip(tmp_path):
 def test_impossible_ranks_are_named(ranks, message):
     with pytest.raises(ValueError, match=message):
         lite_config(low_rank_config=ranks)
+
+
+def test_reduced_attention_is_saved_and_loaded_strictly(tmp_path):
+    dims = [{"qk_dim": 8, "v_dim": 12}, {}]
+    torch.manual_seed(0)
+    config = lite_config(low_rank_config=[{"fc1": 16, "v_proj": 6}, {}], reduced_attention=dims)
+    model = LiteWhisperForConditionalGeneration(config).eval()
+    attention = model.model.encoder.layers[0].self_attn
+    assert (attention.qk_dim, attention.v_dim) == (8, 12)
+    assert attention.v_proj.weight2.shape == (6, 24)
+    assert not isinstance(model.model.encoder.layers[1].self_attn, ReducedAttention)
+    model.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).reduced_attention == dims
+    reloaded = load_model(str(tmp_path))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, reloaded.state_dict()[name]), name
+    x = torch.randn(1, 80, 100)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            reloaded.model.encoder(x).last_hidden_state, model.model.encoder(x).last_hidden_state
+        )
+
+
+def test_without_reduced_attention_the_configuration_does_not_name_it(tmp_path):
+    for config in (lite_config(), lite_config(reduced_attention=None)):
+        assert "reduced_attention" not in config.to_dict()
+        config.save_pretrained(tmp_path)
+        assert "reduced_attention" not in (tmp_path / "config.json").read_text()
+        assert AutoConfig.from_pretrained(tmp_path).reduced_attention is None
+
+
+@pytest.mark.parametrize(
+    ("dims", "message"),
+    [
+        ([{}], "reduced_attention has 1 entries, but the encoder has 2 layers"),
+        ([{"qk_dim": 8}, {}], r"reduced_attention\[0\] lacks 'v_dim'"),
+        ([{}, {"qk_dim": 0, "v_dim": 4}], r"\[1\]\['qk_dim'\] must be a positive integer, got 0"),
+        ([{}, {"heads": 4}], r"reduced_attention\[1\] names 'heads'"),
+    ],
+)
+def test_impossible_dimensions_are_named(dims, message):
+    with pytest.raises(ValueError, match=message):
+        lite_config(reduced_attention=dims)
 
 
 def test_missing_low_rank_weights_are_an_error_not_random_numbers(tmp_path):
