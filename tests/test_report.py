@@ -163,6 +163,16 @@ def test_a_dense_run_has_a_report(run):
     assert "No word was wrong" in page.words
 
 
+def test_heads_of_fewer_dimensions_stand_before_the_layers_of_their_block(run):
+    plan, name = json.loads((run / "plan.json").read_text()), "model.encoder.layers.1.self_attn"
+    heads = {"embed_dim": 64, "num_heads": 2, "qk_dim": 8, "v_dim": 12}
+    plan["attention"] = {name: {**heads, "dense_params": 16576, "params": 5200}}
+    (run / "plan.json").write_text(json.dumps(plan | {"format": 2}))
+    words = Page(write_report(run)).words
+    assert "1.self_attn 8 / 12 32 16,576 5,200 –" in words
+    assert words.index("0.fc2") < words.index("1.self_attn 8 / 12") < words.index("1.self_attn.q")
+
+
 def test_many_layers_are_all_in_the_table(tmp_path):
     page = Page(write_report(fake_run(tmp_path / "large", layers=32)))
     assert "31.fc2" in page.words

@@ -120,9 +120,10 @@ class RankSpaceAttention(WhisperAttention):
 
         (x A_q) (B_q,h B_k,hᵀ) (x A_k)ᵀ + b_q,h B_k,hᵀ (x A_k)ᵀ + what is the same for all keys
 
-    whose last part the softmax ignores (arXiv 2502.20583, section 3.3). Values are mixed as
-    ``P_h (x A_v)`` and go through ``B_v,h W_o,h``; the rows of ``P_h`` sum to 1, so the bias of
-    the values is a part of the output's. The first factors of q, k and v are one product.
+    whose last part the softmax ignores (the reduced self-attention of arXiv 2502.20583). Values
+    are mixed as ``P_h (x A_v)`` and go through ``B_v,h W_o,h``; the rows of ``P_h`` sum to 1, so
+    the bias of the values is a part of the output's. The first factors of q, k and v are one
+    product.
 
     Made by :func:`use_rank_space` alone, from an attention that has its weights already. Forward
     hooks of ``q_proj``, ``k_proj`` and ``v_proj``, and with ``values`` of ``out_proj``, do not

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-from liteasr.compression.plan import CompressionPlan
+from liteasr.compression.plan import AttentionPlan, CompressionPlan, LayerPlan
 from liteasr.predictions import Difference, Prediction, differences
 from liteasr.reporting.names import LINEARS, place_of
 from liteasr.reporting.numbers import duration, megabytes, signed, speed, speed_ratio
@@ -126,28 +126,40 @@ def edits_table(record: RunRecord) -> Table:
 
 
 def layers_table(plan: CompressionPlan) -> Table:
-    """A row a layer, from the input to the output."""
-    places = {name: place_of(name) or (-1, name) for name in plan.layers}
+    """A row a layer, from the input to the output; reduced heads before the layers they consist of.
+
+    Their rank is the dimensions of a head, for queries and keys and for values.
+    """
 
     def position(name: str) -> tuple[int, int, str]:
-        number, linear = places[name]
+        if name in plan.attention:
+            return (place_of(f"{name}.q_proj") or (-1, name))[0], -1, name
+        number, linear = place_of(name) or (-1, name)
         return number, LINEARS.index(linear) if linear in LINEARS else -1, name
 
     predicts = plan.predicted_error is not None
     columns = ["encoder layer", "rank", "of", "parameters", "after", "kept energy, %"]
     rows = []
-    for name in sorted(plan.layers, key=position):
-        layer = plan.layers[name]
+    for name in sorted([*plan.layers, *plan.attention], key=position):
+        layer = plan.layers.get(name) or plan.attention[name]
         row = [
             name.removeprefix("model.encoder.layers."),
-            "dense" if layer.rank is None else str(layer.rank),
-            str(min(layer.in_features, layer.out_features)),
+            *_size(layer),
             f"{layer.dense_params:,}",
             f"{layer.params:,}",
-            f"{100 * layer.kept_energy:.3f}",
+            f"{100 * layer.kept_energy:.3f}" if isinstance(layer, LayerPlan) else "–",
         ]
         rows.append(row + ([f"{layer.predicted_error:.2g}"] if predicts else []))
     return Table(columns + (["predicted error"] if predicts else []), rows)
+
+
+def _size(layer: LayerPlan | AttentionPlan) -> tuple[str, str]:
+    """What is kept, and of how much."""
+    if isinstance(layer, AttentionPlan):
+        full = str(layer.embed_dim // layer.num_heads)
+        return "dense" if layer.qk_dim is None else f"{layer.qk_dim} / {layer.v_dim}", full
+    full = str(min(layer.in_features, layer.out_features))
+    return "dense" if layer.rank is None else str(layer.rank), full
 
 
 class Utterance(NamedTuple):

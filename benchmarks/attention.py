@@ -1,0 +1,184 @@
+"""Self-attention of a real encoder, dense and reduced: time and error over the width of the heads.
+
+    python benchmarks/attention.py [--model M] [--speech D] [--clips 16] [--dims 16 32 48]
+                                   [--batch-size 1] [--rounds 7]
+
+Prints for each layer and each number of dimensions the relative error of the attention's output on
+clips that were not calibrated on, parameters, and time over that of the dense layer (median and
+range of the rounds, all kinds of a layer alternating in one process) of
+
+- ``low_rank``: q, k and v of that rank in all, the published method's factors, run plainly,
+- ``rank_space``: the same factors, run between them,
+- ``per_head``: heads of that many dimensions for q, k and v.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from calibration import datamodule
+from torch import Tensor, nn
+
+from liteasr import WhisperModule
+from liteasr.compression import (
+    MomentStatistics,
+    attention_factors,
+    attention_weights,
+    low_rank_factors,
+    pca_of_image,
+    score_modes,
+    value_modes,
+)
+from liteasr.compression.hooks import HookOwner
+from liteasr.compression.surgery import install_attention_factors, install_factors
+from liteasr.modeling import LowRankLinear, ReducedAttention, use_rank_space
+
+Moments = tuple[Tensor, Tensor]
+
+
+def inputs_of(module: WhisperModule, batches: list[Any]) -> list[list[Tensor]]:
+    """Input of each layer's attention, (clips, T, D) a batch."""
+    inputs: list[list[Tensor]] = [[] for _ in module.encoder.layers]
+    with HookOwner() as hooks, torch.no_grad():
+        for layer, kept in zip(module.encoder.layers, inputs, strict=True):
+            hooks.on_input(layer.self_attn.q_proj, kept.append)
+        for batch in batches:
+            module.encoder(batch["input_features"])
+    return inputs
+
+
+def moments_of(inputs: list[Tensor], frames: list[Tensor]) -> Moments:
+    """Mean and covariance over the frames that hold audio."""
+    moments = MomentStatistics(inputs[0].shape[-1], inputs[0].device, torch.float32)
+    for x, lengths in zip(inputs, frames, strict=True):
+        moments.update(x, is_audio(x, lengths).float())
+    return moments.mean(), moments.covariance()
+
+
+def is_audio(x: Tensor, lengths: Tensor) -> Tensor:
+    """Which frames do, (clips, T)."""
+    return torch.arange(x.shape[1]) < lengths[:, None]
+
+
+def low_rank(dense: nn.Module, moments: Moments, rank: int) -> nn.Module:
+    """The attention with q, k and v of the published method's factors."""
+    attention: Any = copy.deepcopy(dense)
+    for name in ("q_proj", "k_proj", "v_proj"):
+        linear = getattr(attention, name)
+        weight, bias = linear.weight.detach(), linear.bias
+        bias = None if bias is None else bias.detach()
+        layer = LowRankLinear(linear.in_features, linear.out_features, rank)
+        factors = low_rank_factors(weight, bias, pca_of_image(*moments, weight, bias), rank)
+        install_factors(layer, factors)
+        setattr(attention, name, layer)
+    return attention
+
+
+def per_head(dense: Any, moments: Moments, dim: int) -> nn.Module:
+    """The attention with heads of ``dim`` dimensions."""
+    weights = attention_weights(dense)
+    scores, values = score_modes(weights, *moments), value_modes(weights, *moments)
+    reduced = ReducedAttention(dense.embed_dim, dense.num_heads, dim, dim)
+    factors = attention_factors(weights, moments[0], scores, values, dim, dim)
+    install_attention_factors(reduced, factors)
+    return reduced.eval()
+
+
+def kinds_of(dense: nn.Module, moments: Moments, dim: int) -> dict[str, nn.Module]:
+    """All that is compared."""
+    plain = low_rank(dense, moments, dim)
+    between = nn.ModuleDict({"attention": copy.deepcopy(plain)})
+    use_rank_space(between)
+    return {
+        "dense": dense,
+        "low_rank": plain,
+        "rank_space": between["attention"],
+        "per_head": per_head(dense, moments, dim),
+    }
+
+
+def relative_error(
+    layer: nn.Module, dense: nn.Module, inputs: list[Tensor], frames: list[Tensor]
+) -> float:
+    """Squared error of the output over its variance, on the frames that hold audio."""
+    expected = torch.cat([dense(x)[0][is_audio(x, n)] for x, n in zip(inputs, frames, strict=True)])
+    actual = torch.cat([layer(x)[0][is_audio(x, n)] for x, n in zip(inputs, frames, strict=True)])
+    spread = (expected - expected.mean(0)).double().square().sum()
+    return float((actual - expected).double().square().sum() / spread)
+
+
+def seconds_of(layers: dict[str, nn.Module], x: Tensor, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each round, after one that is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in layers}
+    for _ in range(rounds + 1):
+        for name, layer in layers.items():
+            started = time.perf_counter()
+            layer(x)
+            seconds[name].append(time.perf_counter() - started)
+    return {name: found[1:] for name, found in seconds.items()}
+
+
+def measure(
+    dense: nn.Module,
+    inputs: list[Tensor],
+    frames: list[Tensor],
+    dim: int,
+    batch_size: int,
+    rounds: int,
+) -> dict[str, Any]:
+    """One layer at one width; the first half of the clips is calibrated on."""
+    half = len(inputs) // 2
+    layers = kinds_of(dense, moments_of(inputs[:half], frames[:half]), dim)
+    x = torch.cat(inputs)[:batch_size]
+    seconds = seconds_of(layers, x, rounds)
+    result: dict[str, Any] = {"dense_ms": round(1e3 * statistics.median(seconds["dense"]), 1)}
+    for name, layer in list(layers.items())[1:]:
+        ratios = [s / d for s, d in zip(seconds[name], seconds["dense"], strict=True)]
+        result[name] = {
+            "error": float(f"{relative_error(layer, dense, inputs[half:], frames[half:]):.3g}"),
+            "params": sum(parameter.numel() for parameter in layer.parameters()),
+            "time_ratio": round(statistics.median(ratios), 3),
+            "time_range": [round(min(ratios), 3), round(max(ratios), 3)],
+        }
+    return result
+
+
+def main() -> None:
+    """Parse, measure, print JSON lines."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="../shared/models/whisper-tiny-libri")
+    parser.add_argument("--speech", type=Path, default=Path("../shared/speech"))
+    parser.add_argument("--clips", type=int, default=16)
+    parser.add_argument("--dims", type=int, nargs="+", default=[16, 32, 48])
+    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args()
+    if not args.speech.is_dir():
+        print(f"nothing is measured: there is no folder {args.speech}")
+        return
+    module = WhisperModule(args.model)
+    data = datamodule(module, args.speech, args.clips)
+    data.data.calibration_batch_size = 1
+    data.setup("fit")
+    batches = list(data.calibration_dataloader())
+    if len(batches) < 2:
+        parser.error("--clips: at least 2, half of them to calibrate and half to measure on")
+    frames = [batch["frames"] for batch in batches]
+    with torch.no_grad():
+        for number, inputs in enumerate(inputs_of(module, batches)):
+            dense = module.encoder.layers[number].self_attn
+            for dim in args.dims:
+                found = measure(dense, inputs, frames, dim, args.batch_size, args.rounds)
+                line = {"layer": number, "dim": dim, "batch_size": args.batch_size, **found}
+                print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()
