@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from liteasr import WhisperModule
 from liteasr.compression import (
     MomentStatistics,
-    attention_factors,
     attention_weights,
+    head_factors,
     low_rank_factors,
     pca_of_image,
     score_modes,
@@ -40,6 +40,7 @@ from liteasr.compression.hooks import HookOwner
 from liteasr.compression.surgery import install_attention_factors, install_factors
 from liteasr.modeling import LowRankLinear, ReducedAttention, use_rank_space
 
+PADDING_WEIGHT = 0.05
 Moments = tuple[Tensor, Tensor]
 
 
@@ -55,15 +56,15 @@ def inputs_of(module: WhisperModule, batches: list[Any]) -> list[list[Tensor]]:
 
 
 def moments_of(inputs: list[Tensor], frames: list[Tensor]) -> Moments:
-    """Mean and covariance over the frames that hold audio."""
+    """Mean and covariance; a frame of padding, which is attended to as well, counts a little."""
     moments = MomentStatistics(inputs[0].shape[-1], inputs[0].device, torch.float32)
     for x, lengths in zip(inputs, frames, strict=True):
-        moments.update(x, is_audio(x, lengths).float())
+        moments.update(x, is_audio(x, lengths).float().clamp_min(PADDING_WEIGHT))
     return moments.mean(), moments.covariance()
 
 
 def is_audio(x: Tensor, lengths: Tensor) -> Tensor:
-    """Which frames do, (clips, T)."""
+    """Which frames hold audio, (clips, T)."""
     return torch.arange(x.shape[1]) < lengths[:, None]
 
 
@@ -86,7 +87,7 @@ def per_head(dense: Any, moments: Moments, dim: int) -> nn.Module:
     weights = attention_weights(dense)
     scores, values = score_modes(weights, *moments), value_modes(weights, *moments)
     reduced = ReducedAttention(dense.embed_dim, dense.num_heads, dim, dim)
-    factors = attention_factors(weights, moments[0], scores, values, dim, dim)
+    factors = head_factors(weights, moments[0], scores, values, dim, dim)
     install_attention_factors(reduced, factors)
     return reduced.eval()
 

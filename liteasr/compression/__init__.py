@@ -14,7 +14,7 @@ from liteasr.compression.attention_factors import (
     AttentionFactors,
     AttentionWeights,
     HeadModes,
-    attention_factors,
+    head_factors,
     score_modes,
     value_modes,
 )
@@ -79,7 +79,7 @@ __all__ = [
     "allocate_budget",
     "allocate_error",
     "apply_plan",
-    "attention_factors",
+    "head_factors",
     "attention_weights",
     "build_method",
     "collect_head_dims",

@@ -25,7 +25,7 @@ __all__ = [
     "AttentionFactors",
     "AttentionWeights",
     "HeadModes",
-    "attention_factors",
+    "head_factors",
     "score_modes",
     "value_modes",
 ]
@@ -146,7 +146,7 @@ def value_modes(
     return _balanced(v_HEI @ covariance_II.double() @ v_HEI.mT, out_HOE.mT @ weighted_HOE, damping)
 
 
-def attention_factors(
+def head_factors(
     weights: AttentionWeights,
     mean_I: Tensor,
     scores: HeadModes,

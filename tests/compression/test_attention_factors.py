@@ -7,8 +7,8 @@ from transformers.models.whisper.modeling_whisper import WhisperAttention
 
 from liteasr.compression import (
     AttentionWeights,
-    attention_factors,
     attention_weights,
+    head_factors,
     score_modes,
     value_modes,
 )
@@ -87,7 +87,7 @@ def make(weights, x, qk_dim, v_dim, metric=None, damping=0.0):
     mean, covariance = moments(x)
     scores = score_modes(weights, mean, covariance, damping)
     values = value_modes(weights, mean, covariance, metric, damping)
-    return attention_factors(weights, mean, scores, values, qk_dim, v_dim), scores, values
+    return head_factors(weights, mean, scores, values, qk_dim, v_dim), scores, values
 
 
 def test_full_width_is_the_dense_attention():

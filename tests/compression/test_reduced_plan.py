@@ -12,12 +12,12 @@ from liteasr.compression import (
     LinearShape,
     LowRankFactors,
     apply_plan,
-    attention_factors,
     attention_weights,
     collect_head_dims,
     collect_ranks,
     encoder_flops,
     encoder_parameters,
+    head_factors,
     score_modes,
     value_modes,
 )
@@ -57,7 +57,7 @@ def factors_of(model, qk_dim, v_dim):
     weights = attention_weights(model.get_submodule(NAME))
     mean, covariance = torch.zeros(64), torch.eye(64)
     scores, values = score_modes(weights, mean, covariance), value_modes(weights, mean, covariance)
-    return attention_factors(weights, mean, scores, values, qk_dim, v_dim)
+    return head_factors(weights, mean, scores, values, qk_dim, v_dim)
 
 
 def encode(model, features):
