@@ -110,7 +110,7 @@ def flat_alignment(features_MF: Tensor, spelled: bytes, blank: int) -> Tensor:
         >>> flat_alignment(energies, b"hi", blank=256).tolist()
         [256, 104, 105, 256]
     """
-    energy_T = features_MF.float().mean(dim=0).unflatten(0, (-1, 2)).mean(dim=1)
+    energy_T = features_MF.float().mean(dim=0).view(-1, 2).mean(dim=1)
     loud_T = energy_T > torch.lerp(energy_T.min(), energy_T.max(), _LOUD)
     targets_T = torch.full_like(loud_T, blank, dtype=torch.long)
     count = int(loud_T.sum())

@@ -29,6 +29,9 @@ __all__ = ["export_model", "write_model_card"]
 # Modules of liteasr.modeling → their names in the folder; the last two are the published ones.
 REMOTE_CODE = {
     "attention": "attention_lite_whisper",
+    "rank_space": "rank_space_lite_whisper",
+    "tiles": "tiles_lite_whisper",
+    "fast": "fast_lite_whisper",
     "linear": "linear_lite_whisper",
     "configuration": "configuration_lite_whisper",
     "whisper": "modeling_lite_whisper",

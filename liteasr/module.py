@@ -26,7 +26,7 @@ from liteasr.distributed import raise_together
 from liteasr.evaluation_counts import EncoderComparison, Evaluation
 from liteasr.loading import load
 from liteasr.metrics import macro_average
-from liteasr.modeling import LowRankLinear, ReducedAttention
+from liteasr.modeling import LowRankLinear, ReducedAttention, use_fast_inference
 from liteasr.modeling.decoder import WhisperDecoder
 from liteasr.text import make_normalizer
 
@@ -43,7 +43,7 @@ class WhisperModule(L.LightningModule):
     compressed encoder is remembered as a plan in the checkpoint and rebuilt from it.
 
     Args:
-        model_id: Folder or hub id, dense Whisper or lite-whisper.
+        model_id: Folder or hub id, dense Whisper or lite-whisper, or ``demo``.
         revision: Branch, tag or commit on the hub.
         processor_id: Where tokenizer and feature extractor are, if not with the model.
         language: Spoken language of a multilingual checkpoint.
@@ -169,6 +169,8 @@ class WhisperModule(L.LightningModule):
     ) -> None:
         """Swap the planned layers and remember the plan for the checkpoint; idempotent."""
         apply_plan(self.model, plan, factors)
+        if plan.ranks or plan.head_dims:
+            use_fast_inference(self.encoder, self.model.config.max_source_positions)
         self.compression_plan = plan
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

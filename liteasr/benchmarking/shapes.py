@@ -17,7 +17,12 @@ from transformers import PreTrainedModel, WhisperConfig
 from liteasr.compression import CompressionPlan, apply_plan, encoder_parameters, find_linears
 from liteasr.compression.plan import low_rank_config
 from liteasr.config import ConfigError, parse_size
-from liteasr.modeling import LiteWhisperConfig, LiteWhisperForConditionalGeneration
+from liteasr.modeling import (
+    LiteWhisperConfig,
+    LiteWhisperForConditionalGeneration,
+    use_fast_inference,
+    use_plain_inference,
+)
 
 __all__ = ["SHAPES", "lay_out", "make_encoder", "plausible_ranks", "read_ranks", "shape_config"]
 
@@ -78,7 +83,8 @@ def lay_out(
 
     Args:
         config: Of a dense or a lite Whisper.
-        ranks: Ranks in the format of ``low_rank_config``, or a plan; absent: a dense model.
+        ranks: Ranks in the format of ``low_rank_config``, or a plan; absent: a dense model, which
+            runs as Hugging Face's does.
 
     Raises:
         ValueError: If they do not fit the configuration.
@@ -88,6 +94,10 @@ def lay_out(
         model = LiteWhisperForConditionalGeneration(LiteWhisperConfig(**settings))
     if isinstance(ranks, CompressionPlan):
         apply_plan(model, ranks)
+    if ranks is None:
+        use_plain_inference(model)
+    else:
+        use_fast_inference(model.get_encoder(), model.config.max_source_positions)
     model.eval()
     return model
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from liteasr.compression.factorize import LowRankFactors
 from liteasr.compression.plan import CompressionPlan
+from liteasr.modeling import use_plain_inference
 
 __all__ = ["AllocationError", "CalibrationBatch", "CompressionMethod", "Decoder", "Processes"]
 
@@ -110,6 +111,7 @@ class CompressionMethod(ABC):
 
     def prepare(self, encoder: nn.Module, linears: Mapping[str, nn.Linear]) -> None:
         """Take note of the encoder and of the layers that may be compressed."""
+        use_plain_inference(encoder)  # or hooks of some layers would not run
         self.encoder: nn.Module | None = encoder
         self.linears = dict(linears)
 

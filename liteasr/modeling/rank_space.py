@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from transformers.models.whisper.modeling_whisper import WhisperAttention
 
-from liteasr.modeling.attention import attend, split_heads
-from liteasr.modeling.linear import LowRankLinear
+from .attention import attend, split_heads
+from .linear import LowRankLinear
 
 __all__ = [
     "AttentionRanks",
@@ -148,10 +148,10 @@ class RankSpaceAttention(WhisperAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """As :class:`~liteasr.modeling.ReducedAttention` does.
 
-        Cross-attention, and training with a dropout of attention weights, go the plain way: after
-        a dropout the weights do not sum to 1.
+        Cross-attention and training go the plain way: after a dropout the weights do not sum to 1,
+        and the bias of the keys, which has no part in this, must have a gradient all the same.
         """
-        if key_value_states is not None or cache is not None or (self.training and self.dropout):
+        if key_value_states is not None or cache is not None or self.training:
             plain: tuple[Tensor, Tensor | None] = super().forward(
                 hidden_states,
                 key_value_states=key_value_states,

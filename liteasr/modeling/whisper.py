@@ -13,6 +13,7 @@ from transformers import WhisperForConditionalGeneration
 
 from .attention import ReducedAttention
 from .configuration import LiteWhisperConfig
+from .fast import use_fast_inference
 from .linear import LowRankLinear
 
 __all__ = ["LiteWhisperForConditionalGeneration"]
@@ -65,6 +66,7 @@ class LiteWhisperForConditionalGeneration(WhisperForConditionalGeneration):
                     dtype=dense.weight.dtype,
                 )
                 setattr(parent, name, low_rank)
+        use_fast_inference(self.model.encoder, config.max_source_positions)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from transformers.models.whisper.modeling_whisper import WhisperAttention, WhisperEncoderLayer
 
 from liteasr.benchmarking.shapes import (
     SHAPES,
@@ -17,6 +18,8 @@ from liteasr.compression import CompressionPlan, encoder_parameters
 from liteasr.compression.plan import LayerPlan
 from liteasr.compression.surgery import collect_ranks
 from liteasr.config import ConfigError
+from liteasr.modeling import RankSpaceAttention
+from liteasr.modeling.tiles import TiledEncoderLayer
 
 PUBLISHED_M = {
     "tiny": 7.63,
@@ -131,3 +134,13 @@ def test_only_the_encoder_is_made_and_it_runs():
     assert output.shape == (1, 20, 384)
     assert bool(torch.isfinite(output).all())
     assert float(output.float().std()) > 0.1
+
+
+def test_the_dense_one_runs_as_hugging_face_does_and_the_lite_one_fast():
+    config = shape_config("tiny", encoder_layers=1)
+    ranks = [{"q_proj": 16, "k_proj": 16, "v_proj": 16, "fc1": 16}]
+    dense, lite = (lay_out(config, one).get_encoder().layers[0] for one in (None, ranks))
+    assert type(dense) is WhisperEncoderLayer
+    assert type(dense.self_attn) is WhisperAttention
+    assert type(lite) is TiledEncoderLayer
+    assert type(lite.self_attn) is RankSpaceAttention

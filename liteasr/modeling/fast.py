@@ -1,0 +1,31 @@
+"""A compressed encoder as fast as its layers allow, with no change of its parameters."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from .rank_space import use_plain_attention, use_rank_space
+from .tiles import use_tiles, use_whole_clips
+
+__all__ = ["use_fast_inference", "use_plain_inference"]
+
+
+def use_fast_inference(encoder: nn.Module, frames: int = 1500) -> None:
+    """Compute attention between low-rank factors where that is less work, and the MLP in tiles.
+
+    Outputs are the same to rounding. :class:`~liteasr.modeling.LiteWhisperForConditionalGeneration`
+    does it by itself; :func:`use_plain_inference` undoes it, and has to where hooks of the
+    attention's projections are to run. Idempotent.
+
+    Args:
+        encoder: Hugging Face's Whisper encoder, or a model that has it, with low-rank layers.
+        frames: Frames T of a window.
+    """
+    use_rank_space(encoder, frames)
+    use_tiles(encoder)
+
+
+def use_plain_inference(encoder: nn.Module) -> None:
+    """Let every layer run as Hugging Face's own do; idempotent."""
+    use_plain_attention(encoder)
+    use_whole_clips(encoder)

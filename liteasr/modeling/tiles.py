@@ -1,0 +1,81 @@
+"""Encoder layers whose MLP runs over a few hundred frames at a time.
+
+The hidden activations of the MLP are four times as wide as the encoder: for eight clips of
+Whisper tiny 74 MB, which are written to memory, activated there and read back. On a CPU that takes
+as long as the products of a low-rank layer. In tiles they stay in the cache.
+
+Shape suffixes: N frames of all clips, D width of the encoder.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
+
+__all__ = ["TiledEncoderLayer", "use_tiles", "use_whole_clips"]
+
+TILE = 512
+"""Frames at a time."""
+
+
+class TiledEncoderLayer(WhisperEncoderLayer):
+    """Whisper's encoder layer with an MLP in tiles, where nothing is differentiated.
+
+    Made by :func:`use_tiles` alone, from a layer that has its weights already. With gradients, in
+    training, while it is compiled or exported, on other devices than a CPU, and where ``fc1`` or
+    ``fc2`` has hooks, it runs as its parent does.
+    """
+
+    def forward(self, hidden_states: Tensor, attention_mask: Any = None, **kwargs: Any) -> Tensor:
+        """Frames to frames, (B, T, D)."""
+        if not self._can_tile(hidden_states):
+            whole: Tensor = super().forward(hidden_states, attention_mask, **kwargs)
+            return whole
+        normed = self.self_attn_layer_norm(hidden_states)
+        attended, _ = self.self_attn(normed, attention_mask=attention_mask, **kwargs)
+        # The convolutions before the first layer leave frames apart in memory.
+        summed: Tensor = (attended + hidden_states).contiguous()
+        frames_ND = summed.view(-1, summed.shape[-1])
+        for tile_ND in (
+            frames_ND[start : start + TILE] for start in range(0, len(frames_ND), TILE)
+        ):
+            hidden = self.activation_fn(self.fc1(self.final_layer_norm(tile_ND)))
+            tile_ND += self.fc2(hidden)
+        return summed
+
+    def _can_tile(self, hidden_states: Tensor) -> bool:
+        hooked = any(
+            layer._forward_hooks or layer._forward_pre_hooks for layer in (self.fc1, self.fc2)
+        )
+        return not (
+            hooked
+            or self.training
+            or torch.is_grad_enabled()
+            or torch.compiler.is_compiling()
+            or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+            or hidden_states.device.type != "cpu"
+            or hidden_states.dtype == torch.float16
+        )
+
+
+def use_tiles(encoder: nn.Module) -> None:
+    """Let each layer of Hugging Face's Whisper encoder run its MLP in tiles; idempotent.
+
+    Parameters and their names stay as they are; :func:`use_whole_clips` undoes it.
+
+    Args:
+        encoder: The encoder, or a model that has it.
+    """
+    for module in encoder.modules():
+        if type(module) is WhisperEncoderLayer:
+            module.__class__ = TiledEncoderLayer
+
+
+def use_whole_clips(encoder: nn.Module) -> None:
+    """Undo :func:`use_tiles`; idempotent."""
+    for module in encoder.modules():
+        if type(module) is TiledEncoderLayer:
+            module.__class__ = WhisperEncoderLayer
