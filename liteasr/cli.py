@@ -22,6 +22,7 @@ COMMANDS = {
     "transcribe": "write down what is said in audio of any length",
     "benchmark": "time a compressed checkpoint beside the dense one, in turn",
     "compare": "compress a checkpoint by several methods to several sizes, and measure all",
+    "export": "write a checkpoint as ONNX graphs, or as a folder for transformers",
     "report": "make the pictures and the page of a finished run once more",
 }
 

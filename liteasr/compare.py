@@ -18,7 +18,7 @@ from liteasr.console import console
 from liteasr.data import SpeechDataModule
 from liteasr.environment import environment
 from liteasr.files import write_text
-from liteasr.loading import load_config, load_processor
+from liteasr.loading import load_config, load_processor, require_weights
 from liteasr.module import WhisperModule
 from liteasr.reporting import write_report_or_warn
 from liteasr.runfolder import RunFolder, is_first_process
@@ -74,6 +74,7 @@ def _check_parts(recipe: Recipe, run: RunFolder) -> None:
     errors = list(check_comparison(recipe))
     if errors:
         raise ConfigError(errors)
+    require_weights(recipe.model.id)
     check_entries(recipe, run)
     build_trainer(recipe, None)
 

@@ -17,7 +17,7 @@ from liteasr.compression import CompressionPlan, LinearShape, encoder_parameters
 from liteasr.config import BudgetConfig, CompressionConfig, ConfigError, Recipe, parse_size
 from liteasr.console import console
 from liteasr.data import SpeechDataModule
-from liteasr.export import write_model_card
+from liteasr.model_card import write_model_card
 from liteasr.module import WhisperModule
 from liteasr.runfolder import RunFolder, is_first_process
 from liteasr.stages import evaluate_against_dense, evaluate_module, save_model

@@ -1,16 +1,19 @@
-"""Writing a model as a Hugging Face folder that needs nothing of liteasr to be used.
+"""Writing a model as a folder that needs nothing of liteasr to be used.
 
-The folder has safetensors weights, configuration, generation configuration, tokenizer, feature
-extractor, a model card, and for a compressed model the modelling files that
-``trust_remote_code=True`` runs where liteasr is not installed.
+A Hugging Face folder has safetensors weights, configuration, generation configuration, tokenizer,
+feature extractor, a model card, and for a compressed model the modelling files that
+``trust_remote_code=True`` runs where liteasr is not installed. An ONNX folder has graphs in the
+place of weights and files of code. ``python -m liteasr.export --model M --output D`` writes either.
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
 import importlib.resources
 import json
-import re
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +21,18 @@ import torch
 from torch import Tensor
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
+from liteasr.cli import COMMANDS, run_main
 from liteasr.compression import collect_head_dims, collect_ranks
 from liteasr.compression.plan import low_rank_config, reduced_attention_config
+from liteasr.config import ConfigError, Dtype
 from liteasr.files import atomic_folder, write_text
-from liteasr.loading import load
+from liteasr.loading import load, require_weights
 from liteasr.modeling import LiteWhisperConfig, LiteWhisperForConditionalGeneration
+from liteasr.onnx import require_packages
+from liteasr.onnx.folder import check_graphs, plain_config, write_graphs
+from liteasr.onnx.graphs import HIGHEST_OPSET, OPSET
 
-__all__ = ["export_model", "write_model_card"]
+__all__ = ["export_model", "export_onnx", "main"]
 
 # Modules of liteasr.modeling → their names in the folder; the last two are the published ones.
 REMOTE_CODE = {
@@ -75,14 +83,70 @@ def export_model(
     saved = _as_saved(model, dtype or model.dtype)
     with atomic_folder(folder) as temporary:
         saved.save_pretrained(temporary)
-        processor.save_pretrained(temporary)
-        spelling = getattr(processor.tokenizer, "english_spelling_normalizer", None)
-        if spelling:
-            # transformers 5 reads this file but does not write it back.
-            write_text(temporary / "normalizer.json", json.dumps(spelling, indent=0))
+        _save_processor(processor, temporary)
         if isinstance(saved, LiteWhisperForConditionalGeneration):
             _write_remote_code(temporary)
         _check_reload(saved, temporary)
+
+
+def export_onnx(
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    folder: str | Path,
+    dtype: torch.dtype = torch.float32,
+    *,
+    int8: bool = False,
+    opset: int = OPSET,
+) -> dict[str, Any]:
+    """Write an ONNX folder, run it beside the model, and only then put it in place of an old one.
+
+    The files and their inputs and outputs are those of Hugging Face Optimum's
+    ``ORTModelForSpeechSeq2Seq``. liteasr's own ``load`` takes the folder too.
+
+    Args:
+        model: Whisper, dense or with low-rank encoder layers.
+        processor: Its tokenizer and feature extractor.
+        folder: Where to write.
+        dtype: Type of the weights, ``torch.float32`` or ``torch.float16``.
+        int8: Store the encoder's linear layers in 8 bits.
+        opset: Version of ONNX's operators.
+
+    Returns:
+        ``differences`` between ONNX Runtime and torch in fp32, relative, by graph, and
+        ``quantized``, bytes of a file before and after.
+
+    Raises:
+        ConfigError: If packages of the extra ``[onnx]`` are not installed.
+        ValueError: If the weights do not fit the type, or ONNX Runtime computes something else.
+    """
+    require_packages("onnx", "onnxscript", "onnxruntime")
+    saved = _as_saved(model, dtype)
+    with atomic_folder(folder) as temporary:
+        quantized = write_graphs(saved, temporary, int8=int8, opset=opset)
+        plain_config(saved.config).save_pretrained(temporary)
+        saved.generation_config.save_pretrained(temporary)
+        _save_processor(processor, temporary)
+        _explain_to_transformers_4(processor, temporary)
+        differences = check_graphs(saved, temporary)
+    return {"differences": differences, "quantized": quantized}
+
+
+def _save_processor(processor: WhisperProcessor, folder: Path) -> None:
+    processor.save_pretrained(folder)
+    spelling = getattr(processor.tokenizer, "english_spelling_normalizer", None)
+    if spelling:
+        # transformers 5 reads this file but does not write it back.
+        write_text(folder / "normalizer.json", json.dumps(spelling, indent=0))
+
+
+def _explain_to_transformers_4(processor: WhisperProcessor, folder: Path) -> None:
+    """Let it read the processor too: Optimum runs graphs with that version."""
+    processor.feature_extractor.save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    if isinstance(settings.get("extra_special_tokens"), list):
+        settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
+    write_text(file, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
 
 
 def _as_saved(
@@ -142,78 +206,71 @@ def _check_reload(saved: WhisperForConditionalGeneration, folder: Path) -> None:
         raise ValueError(f"reloaded weights differ from those written: {sorted(different)[:3]}")
 
 
-def write_model_card(folder: str | Path, base_model: str, metrics: dict[str, Any]) -> None:
-    """Write ``README.md`` of the folder with the numbers that were measured.
+# ---------------------------------------------------------------------- command
 
-    Args:
-        folder: Folder of an exported model.
-        base_model: Hub id or folder name of the checkpoint that was compressed.
-        metrics: Content of ``metrics.json``.
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="liteasr export", description=COMMANDS["export"])
+    add = parser.add_argument
+    add("--model", required=True, metavar="DIR_OR_HUB_ID", help="Whisper or lite-whisper")
+    add("--processor", metavar="DIR_OR_HUB_ID", help="where the tokenizer is, if not there")
+    add("--output", required=True, type=Path, metavar="DIR", help="folder to write")
+    add("--format", choices=["onnx", "folder"], default="onnx", help="onnx, or for transformers")
+    add("--dtype", choices=[dtype.value for dtype in Dtype], help="of the weights")
+    add("--int8", action="store_true", help="the ONNX encoder's linear layers in 8 bits")
+    add("--opset", type=int, metavar="N", help=f"of the ONNX graphs; {OPSET} if not given")
+    return parser
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse what does not go together, or cannot be done here, before anything is loaded.
+
+    Raises:
+        ConfigError: Naming the options.
     """
-    dense, after = metrics["dense"], metrics["finetuned"] or metrics["compressed"]
-    sets = sorted(after["datasets"])
-    rows = [("encoder parameters, M", *(_millions(part) for part in (dense, after)))]
-    rows += [(f"WER {name}, %", *(_wer(part, name) for part in (dense, after))) for name in sets]
-    if sets:
-        rows += [("**WER, mean of sets, %**", *(_wer(part) for part in (dense, after)))]
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    error = metrics["encoder_relative_error"]
-    is_hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", base_model)
-    base = base_model if is_hub_id and not Path(base_model).exists() else None
-    front = ["library_name: transformers", "pipeline_tag: automatic-speech-recognition"]
-    front += [f"base_model: {base}"] if base else []
-    error_line = (
-        "" if error is None else f"\nRelative error of the encoder's output: {error:.4f}.\n"
-    )
-    text = CARD.format(
-        front="\n".join(front),
-        base=base or Path(base_model).name,
-        table=table,
-        error_line=error_line,
-    )
-    write_text(Path(folder) / "README.md", text)
+    if arguments.format == "onnx":
+        require_packages("onnx", "onnxscript", "onnxruntime")
+        if arguments.dtype == "bfloat16":
+            raise ConfigError("--dtype: ONNX Runtime computes in float32 and float16 only")
+        if arguments.int8 and arguments.dtype == "float16":
+            raise ConfigError("--int8: an encoder in float32 is quantized; leave --dtype out")
+        if arguments.opset is not None and not OPSET <= arguments.opset <= HIGHEST_OPSET:
+            raise ConfigError(f"--opset: {arguments.opset} is not in {OPSET}–{HIGHEST_OPSET}")
+    elif arguments.int8 or arguments.opset is not None:
+        raise ConfigError("--int8, --opset: belong to --format onnx")
+    if arguments.output.exists() and not arguments.output.is_dir():
+        raise ConfigError(f"--output: {arguments.output} is a file")
+    if arguments.output.is_dir() and any(arguments.output.iterdir()):
+        raise ConfigError(f"--output: {arguments.output} is not empty")
 
 
-def _millions(part: dict[str, Any] | None) -> str:
-    return "–" if part is None else f"{part['encoder_params'] / 1e6:.2f}"
+def _run(arguments: argparse.Namespace) -> None:
+    _check(arguments)
+    require_weights(arguments.model)
+    model, processor = load(arguments.model, processor_id=arguments.processor)
+    dtype = None if arguments.dtype is None else getattr(torch, arguments.dtype)
+    try:
+        if arguments.format == "folder":
+            export_model(model, processor, arguments.output, dtype)
+        else:
+            options = {"int8": arguments.int8, "opset": arguments.opset or OPSET}
+            done = export_onnx(
+                model, processor, arguments.output, dtype or torch.float32, **options
+            )
+            for name, difference in done["differences"].items():
+                print(f"{name}: relative difference to torch {difference:.2g}")
+            for name, (before, after) in done["quantized"].items():
+                print(f"{name}: {before / 1e6:.1f} MB, in 8 bits {after / 1e6:.1f} MB")
+    except ValueError as error:
+        raise ConfigError(f"--model: {arguments.model}: {error}") from error
+    print(f"written: {arguments.output}")
 
 
-def _wer(part: dict[str, Any] | None, name: str | None = None) -> str:
-    if part is None:
-        return "–"
-    return f"{part['wer'] if name is None else part['datasets'][name]:.2f}"
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    return run_main(lambda: _run(arguments), command=None)
 
 
-CARD = """---
-{front}
-tags: [whisper, lite-whisper, low-rank]
----
-
-# {base}, compressed
-
-The encoder of {base} in low rank (LiteASR, arXiv 2502.20583), made with liteasr.
-
-| | original | this model |
-|---|---:|---:|
-{table}
-{error_line}
-WER is corpus-level, on normalised text. The encoder is counted without its positional embedding.
-
-```python
-import soundfile
-import torch
-from transformers import AutoModelForSpeechSeq2Seq, AutoProcessor
-
-folder, file = "path/to/this/folder", "16-khz-mono.wav"
-model = AutoModelForSpeechSeq2Seq.from_pretrained(
-    folder, trust_remote_code=True, dtype=torch.float32
-)
-processor = AutoProcessor.from_pretrained(folder)
-audio, rate = soundfile.read(file, dtype="float32")
-features = processor(audio, sampling_rate=rate, return_tensors="pt").input_features
-print(processor.batch_decode(model.generate(features), skip_special_tokens=True)[0])
-```
-
-With `import liteasr` first, `trust_remote_code` is not needed, and
-`pipeline("automatic-speech-recognition", folder)` works too (it needs that import).
-"""
+if __name__ == "__main__":
+    sys.exit(main())

@@ -25,9 +25,9 @@ from liteasr.config import ConfigError, Recipe, Weights, check_goal, load_recipe
 from liteasr.console import console
 from liteasr.data import SpeechDataModule
 from liteasr.environment import environment
-from liteasr.export import write_model_card
 from liteasr.files import write_text
-from liteasr.loading import load_config, load_processor
+from liteasr.loading import load_config, load_processor, require_weights
+from liteasr.model_card import write_model_card
 from liteasr.module import WhisperModule
 from liteasr.predictions import write_predictions
 from liteasr.reporting import write_report_or_warn
@@ -77,6 +77,7 @@ def _check_parts(recipe: Recipe, run: RunFolder) -> None:
     errors = list(check_goal(recipe))
     if errors:
         raise ConfigError(errors)
+    require_weights(recipe.model.id)
     if recipe.compression.method != "none":
         build_callback(recipe.compression, run.statistics)
     build_trainer(recipe, None)

@@ -19,8 +19,17 @@ from transformers import (
 import liteasr.modeling  # noqa: F401  (registers model type lite-whisper)
 from liteasr.config import ConfigError
 from liteasr.modeling import LiteWhisperConfig, LiteWhisperForConditionalGeneration
+from liteasr.onnx import find_encoder
 
-__all__ = ["choose_device", "load", "load_config", "load_model", "load_processor", "make_model"]
+__all__ = [
+    "choose_device",
+    "load",
+    "load_config",
+    "load_model",
+    "load_processor",
+    "make_model",
+    "require_weights",
+]
 
 
 def choose_device(device: str) -> str:
@@ -109,6 +118,11 @@ def load_model(
     """Load the weights; see :func:`load`."""
     model_id = _expanded(model_id)
     config = load_config(model_id, revision)
+    if find_encoder(model_id) is not None:
+        # It knows the classes of this file, and needs packages that may be absent.
+        from liteasr.onnx.runtime import load_onnx
+
+        return load_onnx(model_id, config)
     is_lite = isinstance(config, LiteWhisperConfig)
     cls: Any = LiteWhisperForConditionalGeneration if is_lite else WhisperForConditionalGeneration
     try:
@@ -130,6 +144,19 @@ def load_model(
                 f"{', '.join(names[:3])}{' …' if len(names) > 3 else ''}"
             )
     return model.eval()
+
+
+def require_weights(model_id: str) -> None:
+    """Refuse a folder of ONNX graphs, where weights are to be changed or written.
+
+    Raises:
+        ConfigError: Naming the folder.
+    """
+    if find_encoder(model_id) is not None:
+        raise ConfigError(
+            f"model.id: {model_id} holds ONNX graphs, which can be measured and transcribed with, "
+            "but not compressed, trained or exported; name the model that they were made from"
+        )
 
 
 def make_model(

@@ -21,7 +21,8 @@ from liteasr.compression import (
     collect_ranks,
     find_linears,
 )
-from liteasr.export import export_model, write_model_card
+from liteasr.export import export_model
+from liteasr.model_card import write_model_card
 from liteasr.modeling import use_rank_space
 
 REDUCED = "model.encoder.layers.1.self_attn"

@@ -35,6 +35,11 @@ FORBIDDEN = {
     "compression/surgery.py": {"lightning", "liteasr.data", "liteasr.callbacks", "liteasr.config"},
     "compression/methods.py": {"lightning", "liteasr.data", "liteasr.config", "liteasr.module"},
     "callbacks": {"liteasr.data", "liteasr.config", "liteasr.builders"},
+    "onnx": {
+        *("lightning", "liteasr.module", "liteasr.data", "liteasr.callbacks"),
+        *("liteasr.compression", "liteasr.loading", "liteasr.export"),
+    },
+    "model_card.py": {"torch", "lightning", "transformers"},
     "export.py": {"lightning", "liteasr.callbacks", "liteasr.module"},
     "stages.py": {"liteasr.fit", "liteasr.compare", "liteasr.comparison"},
     "comparison.py": {"liteasr.fit", "liteasr.compare", "liteasr.plots"},

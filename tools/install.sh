@@ -40,5 +40,5 @@ TEXT
   pip install --quiet "$torch"
 fi
 echo "installing liteasr …" >&2
-pip install --quiet --editable '.[dev]'
+pip install --quiet --editable '.[dev,onnx]'
 touch "$stamp"

@@ -130,6 +130,7 @@ _WORK = {
     "evaluate": {"evaluate": lambda recipe: {"wer": 0.0, "datasets": {}}},
     "benchmark": {"benchmark": lambda settings, command: check_settings(settings)},
     "transcribe": {"_run": lambda arguments: None},
+    "export": {"_run": lambda arguments: None},
     "report": {"write_report": lambda folder: folder},
 }
 """What each command does after its arguments were understood, and what stands in for it."""
