@@ -27,7 +27,11 @@ from liteasr.compression.plan import low_rank_config, reduced_attention_config
 from liteasr.config import ConfigError, Dtype
 from liteasr.files import atomic_folder, write_text
 from liteasr.loading import load, require_weights
-from liteasr.modeling import LiteWhisperConfig, LiteWhisperForConditionalGeneration
+from liteasr.modeling import (
+    LiteWhisperConfig,
+    LiteWhisperForConditionalGeneration,
+    use_plain_inference,
+)
 from liteasr.onnx import require_packages
 from liteasr.onnx.folder import check_graphs, plain_config, write_graphs
 from liteasr.onnx.graphs import HIGHEST_OPSET, OPSET
@@ -121,6 +125,7 @@ def export_onnx(
     """
     require_packages("onnx", "onnxscript", "onnxruntime")
     saved = _as_saved(model, dtype)
+    use_plain_inference(saved)
     with atomic_folder(folder) as temporary:
         quantized = write_graphs(saved, temporary, int8=int8, opset=opset)
         plain_config(saved.config).save_pretrained(temporary)

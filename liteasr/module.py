@@ -169,8 +169,6 @@ class WhisperModule(L.LightningModule):
     ) -> None:
         """Swap the planned layers and remember the plan for the checkpoint; idempotent."""
         apply_plan(self.model, plan, factors)
-        if plan.ranks or plan.head_dims:
-            use_fast_inference(self.encoder, self.model.config.max_source_positions)
         self.compression_plan = plan
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -411,6 +409,8 @@ class WhisperModule(L.LightningModule):
         if self._comparison is not None:
             self._comparison.start(self._metrics_device)
         self.predictions = self._evaluation.predictions
+        if self.compression_plan is not None:
+            use_fast_inference(self.encoder, self.model.config.max_source_positions)
 
     def _finish(self, stage: str) -> None:
         problems = getattr(self.trainer.datamodule, "problems", None)  # type: ignore[attr-defined]

@@ -7,7 +7,7 @@ descending order. Nothing here knows of modules or configurations.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,10 @@ class LinearShape:
         """
         return rank * (self.in_features + self.out_features) + self.out_features
 
+    def params(self, rank: int | None) -> int:
+        """Parameters at a rank; ``rank=None`` is the dense layer."""
+        return self.dense_params() if rank is None else self.low_rank_params(rank)
+
     def flops(self, rank: int | None) -> int:
         """Multiplications and additions for one vector; ``rank=None`` is the dense layer."""
         if rank is None:
@@ -56,6 +60,15 @@ class LinearShape:
     def saves(self, rank: int) -> bool:
         """Whether a low-rank layer of this rank has fewer parameters than the dense one."""
         return self.low_rank_params(rank) < self.dense_params()
+
+    def ranks(self, granularity: int) -> list[int]:
+        """Multiples of the granularity that save parameters, ascending.
+
+        >>> LinearShape(4, 4, bias=False).ranks(granularity=1)
+        [1]
+        """
+        full = min(self.in_features, self.out_features)
+        return [rank for rank in range(granularity, full, granularity) if self.saves(rank)]
 
 
 def kept_energy(spectrum: Tensor, rank: int) -> float:
@@ -126,7 +139,10 @@ class ThresholdRule:
         return rank if rank is not None and rank <= cap and shape.saves(rank) else None
 
 
-BUDGET_KINDS = ("encoder_params", "encoder_ratio", "encoder_flops_ratio", "max_error")
+BUDGET_KINDS = (
+    *("encoder_params", "encoder_ratio", "encoder_flops_ratio", "encoder_time_ratio"),
+    "max_error",
+)
 """What a budget can be said in."""
 
 
@@ -136,8 +152,8 @@ class Budget:
 
     Attributes:
         kind: ``encoder_params`` (without positional embedding), ``encoder_ratio`` (the same as a
-            share of the dense encoder), ``encoder_flops_ratio``, or ``max_error`` (predicted
-            relative error of the encoder's output).
+            share of the dense encoder), ``encoder_flops_ratio``, ``encoder_time_ratio`` (as
+            measured), or ``max_error`` (predicted relative error of the encoder's output).
         amount: How much of it.
         granularity: Ranks are multiples of this.
 
@@ -168,7 +184,7 @@ class Option:
     """One way to have an item: a layer at a rank, or a whole attention block in some form.
 
     Attributes:
-        cost: Parameters or FLOPs, whatever the budget counts.
+        cost: Parameters, FLOPs or nanoseconds, whatever the budget counts.
         damage: Error that it brings, in any unit that adds over items.
         value: What is to be done, for the caller: a rank, ``None`` for dense, ….
     """
@@ -179,15 +195,19 @@ class Option:
 
 
 def rank_options(
-    spectrum: Tensor, shape: LinearShape, *, granularity: int = 8, flops: bool = False
+    spectrum: Tensor,
+    shape: LinearShape,
+    *,
+    granularity: int = 8,
+    cost: Callable[[int | None], int] | None = None,
 ) -> list[Option]:
-    """The dense layer, and every rank that has fewer parameters.
+    """The dense layer, and every rank that has fewer parameters and costs less.
 
     Args:
         spectrum: Damage of leaving each component out, descending, (R,).
         shape: Widths of the layer.
         granularity: Ranks are multiples of this.
-        flops: Count FLOPs a vector rather than parameters.
+        cost: Of a rank, or of the dense layer for ``None``; parameters if absent.
 
     Example:
         >>> [(o.cost, o.damage) for o in rank_options(
@@ -195,12 +215,11 @@ def rank_options(
         [(16, 0.0), (12, 3.0)]
     """
     lost = spectrum.double().flip(0).cumsum(0).flip(0).tolist()
-    dense = shape.flops(None) if flops else shape.dense_params()
-    options = [Option(dense, 0.0, None)]
-    for rank in range(granularity, len(lost), granularity):
-        if shape.saves(rank):
-            cost = shape.flops(rank) if flops else shape.low_rank_params(rank)
-            options.append(Option(cost, lost[rank], rank))
+    count = cost or shape.params
+    options = [Option(count(None), 0.0, None)]
+    for rank in shape.ranks(granularity):
+        if rank < len(lost) and count(rank) < options[0].cost:
+            options.append(Option(count(rank), lost[rank], rank))
     return options
 
 

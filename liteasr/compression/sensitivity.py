@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from liteasr.compression.allocate import (
 )
 from liteasr.compression.factorize import LowRankFactors
 from liteasr.compression.gradients import GradientMethod
+from liteasr.compression.layer_times import EncoderTimes, LayerTimes, measure_times
 from liteasr.compression.metric import MetricPCA, pca_in_metric, projected_factors
 from liteasr.compression.plan import CompressionPlan, LayerPlan
 from liteasr.compression.surgery import encoder_flops, encoder_frames, encoder_parameters
@@ -82,11 +83,33 @@ class SensitivityMethod(GradientMethod):
         self.budget = budget
         self.damping = damping
         self._metric_pca: dict[str, MetricPCA] = {}
+        self._times: EncoderTimes | None = None
 
     def prepare(self, encoder: nn.Module, linears: Mapping[str, nn.Linear]) -> None:
         """Forget the components of an earlier calibration too."""
         super().prepare(encoder, linears)
-        self._metric_pca = {}
+        self._metric_pca, self._times = {}, None
+
+    def reduce(self, reduce_sum: Callable[[Tensor], Tensor]) -> None:
+        """Sum over all processes, and measure times if the budget is one.
+
+        They are saved with the statistics: a resumed run must come to the same ranks.
+        """
+        super().reduce(reduce_sum)
+        if self.budget.kind == "encoder_time_ratio":
+            self._measured()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Statistics, and times where they were measured."""
+        times = None if self._times is None else asdict(self._times)
+        return {**super().state_dict(), "times": times}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` gave."""
+        super().load_state_dict(state)
+        if (times := state.get("times")) is not None:
+            layers = {name: LayerTimes(**one) for name, one in times["layers"].items()}
+            self._times = EncoderTimes(times["encoder"], layers)
 
     @property
     def used_damping(self) -> float:
@@ -141,7 +164,7 @@ class SensitivityMethod(GradientMethod):
 
     def _choose_error(self, wanted: float) -> tuple[dict[str, Option], float]:
         """The smallest encoder whose error on trial is at most ``wanted``, and that error."""
-        items, allowed = self._items(flops=False), wanted
+        items, allowed = self._items(), wanted
         best: tuple[dict[str, Option], float] | None = None
         for _ in range(_TRIALS):
             choice = allocate_error(items, allowed)
@@ -157,26 +180,53 @@ class SensitivityMethod(GradientMethod):
             raise ValueError(f"max_error: no ranks keep the error below {wanted}")
         return best
 
-    def _items(self, *, flops: bool) -> dict[str, list[Option]]:
-        return {
-            name: rank_options(
+    def _items(self, kind: str = "encoder_params") -> dict[str, list[Option]]:
+        """Options of each layer, costs as the kind of budget counts them."""
+        items = {}
+        for name in self.linears:
+            shape = self.shape(name)
+            cost = shape.params
+            if kind == "encoder_flops_ratio":
+                cost = shape.flops
+            elif kind == "encoder_time_ratio":
+                cost = self._measured().layers[name].at
+            items[name] = rank_options(
                 self.metric_pca(name).eigenvalues_R,
-                self.shape(name),
+                shape,
                 granularity=self.budget.granularity,
-                flops=flops,
+                cost=cost,
             )
-            for name in self.linears
-        }
+        return items
+
+    def _whole(self) -> tuple[float, str]:
+        """What the dense encoder costs, and in what unit."""
+        assert self.encoder is not None
+        kind = self.budget.kind
+        if kind == "encoder_flops_ratio":
+            return encoder_flops(self.encoder) / encoder_frames(self.encoder), "FLOPs a frame"
+        if kind == "encoder_time_ratio":
+            return self._measured().encoder, "ns a window"
+        return encoder_parameters(self.encoder), "parameters"
+
+    def _measured(self) -> EncoderTimes:
+        """Times of the encoder and its layers, measured once."""
+        if self._times is None:
+            encoder: Any = self.encoder
+            bins, frames = int(encoder.config.num_mel_bins), 2 * encoder_frames(encoder)
+            granularity = self.budget.granularity
+            self._times = measure_times(
+                encoder,
+                self.linears,
+                lambda shape: shape.ranks(granularity),
+                torch.randn(1, bins, frames),
+            )
+        return self._times
 
     def _choose_size(self) -> dict[str, Option]:
-        assert self.encoder is not None
         budget = self.budget
-        is_flops = budget.kind == "encoder_flops_ratio"
-        items = self._items(flops=is_flops)
+        items = self._items(budget.kind)
         dense = sum(options[0].cost for options in items.values())
-        whole: float = encoder_parameters(self.encoder)
-        if is_flops:
-            whole = encoder_flops(self.encoder) / encoder_frames(self.encoder)
+        whole, unit = self._whole()
         wanted = budget.amount if budget.kind == "encoder_params" else budget.amount * whole
         if wanted >= whole:
             raise ValueError(
@@ -186,7 +236,6 @@ class SensitivityMethod(GradientMethod):
             return allocate_budget(items, wanted - (whole - dense))
         except ValueError as error:
             least = whole - dense + sum(min(o.cost for o in opts) for opts in items.values())
-            unit = "FLOPs a frame" if is_flops else "parameters"
             raise ValueError(
                 f"{budget.kind}: {wanted:,.0f} {unit} cannot be reached; with ranks of "
                 f"{budget.granularity} the encoder still has {least:,.0f}"

@@ -13,7 +13,10 @@ from liteasr.config.schema import BudgetConfig
 
 __all__ = ["GOALS", "Budget", "parse_budget", "parse_size", "set_goals"]
 
-GOALS = ("encoder_params", "encoder_ratio", "encoder_flops_ratio", "max_error")
+GOALS = (
+    *("encoder_params", "encoder_ratio", "encoder_flops_ratio", "encoder_time_ratio"),
+    "max_error",
+)
 """Keys of ``compression.budget`` that say what to reach; at most one of them is set."""
 
 _SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
@@ -30,7 +33,7 @@ class Budget:
     """What a compression has to reach.
 
     Attributes:
-        kind: One of ``encoder_params``, ``encoder_ratio``, ``encoder_flops_ratio``, ``max_error``.
+        kind: One of :data:`GOALS`.
         amount: Parameters for ``encoder_params``; for the others a number between 0 and 1.
         granularity: Ranks are multiples of this.
     """

@@ -226,7 +226,7 @@ class DecodingConfig:
 
 @dataclass
 class BudgetConfig:
-    """What the compression has to reach. At most one of the four goals may be set."""
+    """What the compression has to reach. At most one of the five goals may be set."""
 
     encoder_params: str | None = None
     """Goal: parameters of the encoder without its positional embedding, e.g. ``269.93M``."""
@@ -234,6 +234,9 @@ class BudgetConfig:
     """Goal: the same as a share of the dense encoder, above 0 and below 1."""
     encoder_flops_ratio: float | None = None
     """Goal: arithmetic of the encoder as a share of the dense one, above 0 and below 1."""
+    encoder_time_ratio: float | None = None
+    """Goal: time of the encoder for one window, as measured on the machine and in the type of the
+    run, as a share of the dense one; above 0 and below 1."""
     max_error: float | None = None
     """Goal: predicted relative error of the encoder's output, above 0 and below 1."""
     granularity: int = 8

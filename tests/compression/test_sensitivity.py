@@ -2,6 +2,7 @@
 
 import copy
 
+import calibration
 import pytest
 import torch
 from tiny import give_opinions
@@ -23,22 +24,7 @@ HALF = Budget("encoder_ratio", 0.7)
 
 
 def calibrated(model, features, method=None, batch_size=4):
-    method = method or SensitivityMethod(HALF)
-    method.prepare(model.model.encoder, find_linears(model))
-    for x, frames in features:
-        parts = zip(torch.split(x, batch_size), torch.split(frames, batch_size), strict=True)
-        for part in parts:
-            method.observe(CalibrationBatch(*part))
-    method.reduce(lambda tensor: tensor)
-    return method
-
-
-@pytest.fixture
-def fp64(tiny_model, tiny_features):
-    with torch.no_grad():
-        for linear in find_linears(tiny_model).values():
-            linear.weight.mul_(6)  # so that what a layer does is seen at the encoder's output
-    return tiny_model.double(), [(x.double(), frames) for x, frames in tiny_features]
+    return calibration.calibrated(model, features, method or SensitivityMethod(HALF), batch_size)
 
 
 def compressed(model, method):

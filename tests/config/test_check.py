@@ -178,10 +178,12 @@ def test_unknown_precision(recipe: Recipe) -> None:
 
 # ---------------------------------------------------------------------------- goals
 
+SHARES = ("encoder_ratio", "encoder_flops_ratio", "encoder_time_ratio", "max_error")
 GOALS = {
     "encoder_params": "7M",
     "encoder_ratio": 0.9,
     "encoder_flops_ratio": 0.9,
+    "encoder_time_ratio": 0.9,
     "max_error": 0.1,
 }
 BUDGETED = ("auto", "sensitivity")
@@ -204,7 +206,9 @@ def test_any_one_goal(recipe: Recipe, method: str, key: str) -> None:
     assert check(recipe) == []
 
 
-@pytest.mark.parametrize("key", ["encoder_ratio", "encoder_flops_ratio", "max_error"])
+@pytest.mark.parametrize(
+    "key", ["encoder_ratio", "encoder_flops_ratio", "encoder_time_ratio", "max_error"]
+)
 @pytest.mark.parametrize("value", [0.0, 1.0, -0.1, 1.5])
 def test_goals_are_strictly_between_0_and_1(recipe: Recipe, key: str, value: float) -> None:
     set_goal(recipe, "auto", key)
@@ -217,7 +221,7 @@ def test_these_methods_need_a_goal(recipe: Recipe, method: str) -> None:
     set_goal(recipe, method)
     assert the_error(recipe) == (
         f"compression.budget: method {method} needs one of "
-        "encoder_params, encoder_ratio, encoder_flops_ratio, max_error"
+        "encoder_params, encoder_ratio, encoder_flops_ratio, encoder_time_ratio, max_error"
     )
 
 
@@ -251,7 +255,7 @@ def test_thresholds_with_a_goal(recipe: Recipe, method: str) -> None:
     assert check(recipe) == []
 
 
-@pytest.mark.parametrize("key", ["encoder_flops_ratio", "max_error"])
+@pytest.mark.parametrize("key", ["encoder_flops_ratio", "encoder_time_ratio", "max_error"])
 def test_pca_knows_only_sizes(recipe: Recipe, key: str) -> None:
     set_goal(recipe, "pca", key)
     error = the_error(recipe)
