@@ -15,7 +15,7 @@ from liteasr.export import export_onnx
 from liteasr.fit import main as fit
 from liteasr.modeling import LowRankLinear
 from liteasr.onnx import graphs
-from liteasr.onnx.folder import check_graphs, quantize_encoder
+from liteasr.onnx.folder import check_graphs, quantize_encoder, rotate_factors
 from liteasr.transcribe import load_transcriber
 
 onnx = pytest.importorskip("onnx", reason="the extra [onnx] is not installed")
@@ -171,6 +171,22 @@ def test_eight_bits_are_in_the_linear_layers_of_the_encoder(original, quantized,
     found = check_graphs(original[0], quantized)
     assert 1e-4 < found["encoder"] < 0.1
     assert load(str(quantized))[0].generate(features).shape[0] == 3
+
+
+def test_a_rotation_evens_out_the_components_and_nothing_else():
+    layer = LowRankLinear(64, 64, 32)
+    with torch.no_grad():
+        scale = torch.logspace(0, -3, 32)
+        layer.weight1.mul_(scale)
+        layer.weight2.div_(scale[:, None])
+    shared, inputs = layer.weight1, torch.randn(500, 64)
+    before, components = layer(inputs), (inputs @ shared).std(dim=0)
+    assert components.max() > 500 * components.min()
+    rotate_factors(layer)
+    components = (inputs @ layer.weight1).std(dim=0)
+    assert components.max() < 30 * components.min()
+    torch.testing.assert_close(layer(inputs), before, rtol=1e-3, atol=1e-3 * float(before.std()))
+    assert layer.weight1 is not shared, "a copy may share the weights"
 
 
 def test_graphs_of_another_model_are_found_out(original, folder):

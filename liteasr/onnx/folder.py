@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
+from liteasr.modeling import LowRankLinear
 from liteasr.onnx import ENCODER, ENCODER_INT8, require_packages
 from liteasr.onnx.graphs import OPSET, make_graphs, write_graph
 from liteasr.onnx.runtime import CACHE, OnnxWhisper, load_onnx
@@ -23,6 +24,7 @@ __all__ = [
     "check_graphs",
     "plain_config",
     "quantize_encoder",
+    "rotate_factors",
     "write_graphs",
 ]
 
@@ -51,7 +53,8 @@ def write_graphs(
     """Write ``encoder_model.onnx``, ``decoder_model.onnx`` and ``decoder_with_past_model.onnx``.
 
     Args:
-        model: On the CPU, in fp32 or fp16.
+        model: On the CPU, in fp32 or fp16. With ``int8`` its low-rank layers get other factors of
+            the same product.
         folder: Where to.
         int8: Give the encoder's linear layers weights of 8 bits, one scale a channel, and
             activations of 8 bits, whose scale is found as they come; the file is called
@@ -65,9 +68,34 @@ def write_graphs(
         ConfigError: If packages of the extra are not installed.
     """
     require_packages("onnx", "onnxscript", "onnxruntime")
+    if int8:
+        rotate_factors(model)
     for graph in make_graphs(model):
         write_graph(graph, folder, opset)
     return {ENCODER: quantize_encoder(folder)} if int8 else {}
+
+
+@torch.no_grad()
+def rotate_factors(model: nn.Module) -> None:
+    """Turn what passes between the factors of each low-rank layer by a random rotation.
+
+    The layer's function is the same to rounding. Its components come in descending order of size,
+    and one scale of 8 bits for all of them would round the small ones away; after a rotation all
+    are of like size (QuaRot does so for language models: Ashkboos et al., arXiv 2404.00456).
+
+    Args:
+        model: On the CPU; its layers get new parameters, so that none is shared with a copy.
+    """
+    generator = torch.Generator().manual_seed(0)
+    for layer in model.modules():
+        if isinstance(layer, LowRankLinear):
+            gaussian_KK = torch.randn(layer.rank, layer.rank, generator=generator)
+            rotation_KK = torch.linalg.qr(gaussian_KK.double()).Q
+            for name, turned in (
+                ("weight1", layer.weight1.double() @ rotation_KK),
+                ("weight2", rotation_KK.T @ layer.weight2.double()),
+            ):
+                setattr(layer, name, nn.Parameter(turned.to(layer.bias)))
 
 
 def quantize_encoder(folder: Path) -> tuple[int, int]:
