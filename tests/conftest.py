@@ -9,9 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoints import save_checkpoint
 from runs import ROOT
 from tiny import tiny_config
 from transformers import WhisperForConditionalGeneration
+
+from liteasr.compression import CompressionPlan, apply_plan, find_linears
+from liteasr.compression.plan import LayerPlan
+from liteasr.export import export_model
+from liteasr.loading import load
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -100,3 +106,31 @@ def finished(real_model, real_speech, tmp_path_factory):
 
     assert main(command) == 0
     return run
+
+
+@pytest.fixture
+def fp64(tiny_model, tiny_features):
+    with torch.no_grad():
+        for linear in find_linears(tiny_model).values():
+            linear.weight.mul_(6)  # so that what a layer does is seen at the encoder's output
+    return tiny_model.double(), [(x.double(), frames) for x, frames in tiny_features]
+
+
+@pytest.fixture(scope="session")
+def dense(tmp_path_factory):
+    """Folder of a dense checkpoint over windows of one second."""
+    return str(save_checkpoint(tmp_path_factory.mktemp("dense") / "model"))
+
+
+@pytest.fixture(scope="session")
+def lite(dense, tmp_path_factory):
+    """Folder of the same with low-rank MLPs."""
+    model, processor = load(dense)
+    layers = {
+        name: LayerPlan(one.in_features, one.out_features, 8, 1.0, 0, 0)
+        for name, one in find_linears(model, ["*encoder.layers.*fc?"]).items()
+    }
+    apply_plan(model, CompressionPlan(layers))
+    folder = tmp_path_factory.mktemp("lite") / "model"
+    export_model(model, processor, folder)
+    return str(folder)

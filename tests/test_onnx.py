@@ -185,7 +185,7 @@ def test_a_rotation_evens_out_the_components_and_nothing_else():
     rotate_factors(layer)
     components = (inputs @ layer.weight1).std(dim=0)
     assert components.max() < 30 * components.min()
-    torch.testing.assert_close(layer(inputs), before, rtol=1e-3, atol=1e-3 * float(before.std()))
+    torch.testing.assert_close(layer(inputs), before, rtol=1e-3, atol=1e-3 * before.std().item())
     assert layer.weight1 is not shared, "a copy may share the weights"
 
 
