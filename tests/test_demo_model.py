@@ -36,15 +36,18 @@ def recipe(name):
 def test_recipes_lead_from_a_shape_to_a_model_for_whole_windows(work):
     make_demo_model.main(["shape", "--window", "4", "--output", "runs/demo/shape"])
     assert fit(["--config", recipe("train_short"), *QUICK]) == 0
-    make_demo_model.main(["lengthen", "runs/train_short/model", "--output", "runs/demo/long"])
+    window = ["--window", "8", "--output", "runs/demo/middle"]
+    make_demo_model.main(["lengthen", "runs/train_short/model", *window])
+    assert fit(["--config", recipe("train_middle"), *QUICK]) == 0
+    make_demo_model.main(["lengthen", "runs/train_middle/model", "--output", "runs/demo/long"])
     assert fit(["--config", recipe("train"), *QUICK]) == 0
     short, _ = load("runs/demo/shape", random_weights=True)
-    middle, _ = load("runs/train_short/model")
+    middle, _ = load("runs/train_middle/model")
     trained, processor = load("runs/train/model")
     positions = trained.model.encoder.embed_positions.weight
     assert len(positions) == 1500
     assert processor.feature_extractor.chunk_length == 30
-    assert torch.equal(positions[:200], middle.model.encoder.embed_positions.weight)
+    assert torch.equal(positions[:400], middle.model.encoder.embed_positions.weight)
     assert torch.equal(positions[:200], short.model.encoder.embed_positions.weight)
     stamp = processor.tokenizer.convert_tokens_to_ids("<|0.00|>")
     assert trained.generation_config.no_timestamps_token_id == stamp - 1

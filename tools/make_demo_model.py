@@ -1,15 +1,17 @@
-"""Make the shape of the demo model, or put trained weights into a longer window.
+r"""Make the shape of the demo model, or put trained weights into a longer window.
 
 ::
 
     python tools/make_demo_model.py shape --window 4 --output runs/demo/shape
-    python tools/make_demo_model.py lengthen runs/train_short/model --output runs/demo/long
+    python tools/make_demo_model.py lengthen runs/train_short/model \
+      --window 8 --output runs/demo/middle
+    python tools/make_demo_model.py lengthen runs/train_middle/model --output runs/demo/long
     python tools/make_demo_model.py pack runs/train/model
 
 ``shape`` writes a folder with everything but weights, for ``model.weights: random``. Whisper's
 encoder costs as much for a second of speech as for thirty, so most of the training happens on short
-windows. Its positions are sinusoids that are never trained: ``lengthen`` computes those of a window
-of 30 s and keeps all other weights. ``pack`` puts the weights into the package in half precision.
+windows. Its positions are sinusoids that are never trained: ``lengthen`` computes those of a longer
+window and keeps all other weights. ``pack`` puts the weights into the package in half precision.
 """
 
 from __future__ import annotations
@@ -93,6 +95,9 @@ def demo_config(processor: WhisperProcessor, window: int) -> WhisperConfig:
         decoder_start_token_id=ids("<|startoftranscript|>"),
         suppress_tokens=None,
         begin_suppress_tokens=None,
+        # The decoder learns thousands of sentences by heart otherwise.
+        dropout=0.1,
+        activation_dropout=0.1,
         # SpecAugment in training: a few voices stand for all.
         apply_spec_augment=True,
         mask_time_prob=0.05,

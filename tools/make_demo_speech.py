@@ -7,9 +7,10 @@
 
 ``shipped`` makes the calibration and evaluation sets of the package, 64 clips each; ``train`` makes
 a training set of any size. No sentence is in two of the three, and the evaluation's voices speak
-nowhere else (``tools/demo/voices.py``). A set is a folder of mono 16 kHz Ogg Opus files with
-``metadata.jsonl``, whose lines hold ``file_name``, ``text``, ``speaker``, ``duration`` (s) and
-``segments``: start, end (s) and text of each sentence.
+nowhere else (``tools/demo/voices.py``). A set is a folder of mono 16 kHz files, Ogg Opus if shipped
+and FLAC for training, which is quicker to write and to read. Its ``metadata.jsonl`` has a line for
+each with ``file_name``, ``text``, ``speaker``, ``duration`` (s) and ``segments``: start, end (s)
+and text of each sentence.
 
 The seed decides on everything: the same seed, program versions and machine give the same bytes,
 whatever the number of processes. An interrupted run goes on where it stopped when the same command

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 import soxr
 
 from demo.effects import Samples, add_noise, in_room, pink_noise, set_peak, white_noise
@@ -84,7 +85,7 @@ def _plan(random_: random.Random, index: int, split: Split, said: set[str]) -> C
     babblers = VOICES[Split.train] if is_training else voices
     fast = [voice for voice in babblers if voice.engine == "espeak"]
     return Clip(
-        name=f"{index // 1000:03}/{index:06}.ogg" if is_training else f"{index:03}.ogg",
+        name=f"{index // 1000:03}/{index:06}.flac" if is_training else f"{index:03}.ogg",
         voice=_turn(voices, index),
         manner=Manner(1.06 * _around(random_, 0.2), _around(random_, 0.18)),
         warp=_around(random_, 0.12) if is_training else 1.0,
@@ -177,7 +178,10 @@ def write_clip(clip: Clip, folder: Path) -> dict[str, Any]:
     samples, segments = render(clip)
     file = folder / clip.name
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_ogg(file, samples, RATE)
+    if file.suffix == ".flac":
+        soundfile.write(file, samples, RATE, subtype="PCM_16")
+    else:
+        write_ogg(file, samples, RATE)
     return {
         "file_name": clip.name,
         "text": " ".join(segment["text"] for segment in segments),
