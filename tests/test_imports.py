@@ -22,7 +22,7 @@ FORBIDDEN = {
     "modeling/linear.py": {"transformers", "lightning", "liteasr"},
     "modeling/attention.py": {"transformers", "lightning", "liteasr"},
     "modeling/rank_space.py": {"lightning", "liteasr.compression"},
-    "modeling/tiles.py": {"lightning", "liteasr"},
+    "modeling/tiles.py": {"lightning", "liteasr.compression"},
     "modeling/fast.py": {"lightning", "transformers", "liteasr.compression"},
     "modeling/configuration.py": {"torch", "lightning", "liteasr"},
     "modeling/whisper.py": {"lightning", "liteasr.compression"},

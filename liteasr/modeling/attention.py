@@ -14,6 +14,9 @@ from torch.nn import functional as F
 
 __all__ = ["ReducedAttention", "attend", "split_heads"]
 
+TILE = 512
+"""Queries at a time, where scores are not computed by a fused kernel."""
+
 
 class ReducedAttention(nn.Module):
     """``Σ_h softmax(q_h k_hᵀ / √d_h) v_h W_o,h`` with R dimensions for q and k, V for v.
@@ -150,10 +153,13 @@ def attend(
             scores_BHTT = scores_BHTT + mask
         weights_BHTT = scores_BHTT.softmax(dim=-1)
         return F.dropout(weights_BHTT, dropout) @ v_BHTV, weights_BHTT
+    heads = max(x.shape[1] for x in (q_BHTR, k_BHTR, v_BHTV))
+    if mask is None and not dropout and _is_better_in_tiles(q_BHTR):
+        q_BHTR, k_BHTR, v_BHTV = (x.expand(-1, heads, -1, -1) for x in (q_BHTR, k_BHTR, v_BHTV))
+        return _attend_in_tiles(q_BHTR * scale, k_BHTR, v_BHTV), None
     # The fused kernels take one width for all three. Padding costs little; without a fused kernel
     # all scores would be in memory, and it is several times as slow (torch 2.13, CPU).
     common = max(q_BHTR.shape[-1], width)
-    heads = max(x.shape[1] for x in (q_BHTR, k_BHTR, v_BHTV))
     q_BHTC, k_BHTC, v_BHTC = (
         F.pad(x, (0, common - x.shape[-1])).expand(-1, heads, -1, -1)
         for x in (q_BHTR, k_BHTR, v_BHTV)
@@ -162,3 +168,27 @@ def attend(
         q_BHTC, k_BHTC, v_BHTC, attn_mask=mask, dropout_p=dropout, scale=scale
     )
     return mixed_BHTC[..., :width], None
+
+
+def _is_better_in_tiles(q_BHTR: Tensor) -> bool:
+    # torch 2.13: the CPU's fused kernel leaves its matrix units for bfloat16 half idle.
+    return (
+        q_BHTR.device.type == "cpu"
+        and q_BHTR.dtype == torch.bfloat16
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+    )
+
+
+def _attend_in_tiles(q_BHTR: Tensor, k_BHTR: Tensor, v_BHTV: Tensor) -> Tensor:
+    """``softmax(q kᵀ) v``, head by head and some queries at a time, (B, H, T, V)."""
+    clips, heads, frames, width = v_BHTV.shape
+    mixed_BTHV = v_BHTV.new_empty(clips, q_BHTR.shape[2], heads, width)
+    for clip in range(clips):
+        for head in range(heads):
+            k_RT, v_TV = k_BHTR[clip, head].mT, v_BHTV[clip, head]
+            for start in range(0, frames, TILE):
+                tile = slice(start, start + TILE)
+                scores = q_BHTR[clip, head, tile] @ k_RT
+                mixed_BTHV[clip, tile, head] = scores.softmax(dim=-1) @ v_TV
+    return mixed_BTHV.transpose(1, 2)

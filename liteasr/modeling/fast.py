@@ -11,7 +11,7 @@ __all__ = ["use_fast_inference", "use_plain_inference"]
 
 
 def use_fast_inference(encoder: nn.Module, frames: int = 1500) -> None:
-    """Compute attention between low-rank factors where that is less work, and the MLP in tiles.
+    """Compute attention between low-rank factors where that is less work, and all in tiles.
 
     Outputs are the same to rounding. :class:`~liteasr.modeling.LiteWhisperForConditionalGeneration`
     does it by itself; :func:`use_plain_inference` undoes it, and has to where hooks of the
@@ -21,6 +21,7 @@ def use_fast_inference(encoder: nn.Module, frames: int = 1500) -> None:
         encoder: Hugging Face's Whisper encoder, or a model that has it, with low-rank layers.
         frames: Frames T of a window.
     """
+    use_plain_inference(encoder)
     use_rank_space(encoder, frames)
     use_tiles(encoder)
 

@@ -1,10 +1,13 @@
-"""Encoder layers whose MLP runs over a few hundred frames at a time.
+"""Encoder layers that work on a few hundred frames at a time, which stay in the cache.
 
 The hidden activations of the MLP are four times as wide as the encoder: for eight clips of
 Whisper tiny 74 MB, which are written to memory, activated there and read back. On a CPU that takes
 as long as the products of a low-rank layer. In tiles they stay in the cache.
 
-Shape suffixes: N frames of all clips, D width of the encoder.
+Attention between factors, and in reduced heads, chooses the faster way of :func:`attend` too; here
+is what gives dense heads the same.
+
+Shape suffixes: B batch, T frames, N frames of all clips, D width of the encoder.
 """
 
 from __future__ import annotations
@@ -13,9 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
+from transformers.models.whisper.modeling_whisper import WhisperAttention, WhisperEncoderLayer
 
-__all__ = ["TiledEncoderLayer", "use_tiles", "use_whole_clips"]
+from .attention import attend, split_heads
+
+__all__ = ["TiledAttention", "TiledEncoderLayer", "use_tiles", "use_whole_clips"]
 
 TILE = 512
 """Frames at a time."""
@@ -61,8 +66,45 @@ class TiledEncoderLayer(WhisperEncoderLayer):
         )
 
 
+class TiledAttention(WhisperAttention):
+    """Whisper's self-attention by :func:`attend`, where nothing is differentiated.
+
+    Made by :func:`use_tiles` alone, from an attention that has its weights already.
+    """
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        key_value_states: Tensor | None = None,
+        cache: Any = None,
+        attention_mask: Tensor | None = None,
+        output_attentions: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As its parent does."""
+        if key_value_states is not None or cache is not None or torch.is_grad_enabled():
+            whole: tuple[Tensor, Tensor | None] = super().forward(
+                hidden_states,
+                key_value_states=key_value_states,
+                attention_mask=attention_mask,
+                output_attentions=output_attentions,
+                **kwargs,
+            )
+            return whole
+        mixed_BHTV, weights_BHTT = attend(
+            *(
+                split_heads(layer(hidden_states), self.num_heads)
+                for layer in (self.q_proj, self.k_proj, self.v_proj)
+            ),
+            scale=self.scaling,
+            mask=attention_mask,
+            need_weights=output_attentions,
+        )
+        return self.out_proj(mixed_BHTV.transpose(1, 2).flatten(2)), weights_BHTT
+
+
 def use_tiles(encoder: nn.Module) -> None:
-    """Let each layer of Hugging Face's Whisper encoder run its MLP in tiles; idempotent.
+    """Let each layer of Hugging Face's Whisper encoder work in tiles; idempotent.
 
     Parameters and their names stay as they are; :func:`use_whole_clips` undoes it.
 
@@ -72,6 +114,8 @@ def use_tiles(encoder: nn.Module) -> None:
     for module in encoder.modules():
         if type(module) is WhisperEncoderLayer:
             module.__class__ = TiledEncoderLayer
+        elif type(module) is WhisperAttention and not module.is_decoder:
+            module.__class__ = TiledAttention
 
 
 def use_whole_clips(encoder: nn.Module) -> None:
@@ -79,3 +123,5 @@ def use_whole_clips(encoder: nn.Module) -> None:
     for module in encoder.modules():
         if type(module) is TiledEncoderLayer:
             module.__class__ = WhisperEncoderLayer
+        elif type(module) is TiledAttention:
+            module.__class__ = WhisperAttention

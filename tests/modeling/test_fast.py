@@ -4,12 +4,17 @@ import pytest
 import torch
 from tiny import tiny_config
 from torch import nn
-from transformers.models.whisper.modeling_whisper import WhisperEncoder, WhisperEncoderLayer
+from transformers.models.whisper.modeling_whisper import (
+    WhisperAttention,
+    WhisperEncoder,
+    WhisperEncoderLayer,
+)
 
 from liteasr import LiteWhisperConfig, LiteWhisperForConditionalGeneration
 from liteasr.modeling import LowRankLinear, use_fast_inference, use_plain_inference
+from liteasr.modeling.attention import attend
 from liteasr.modeling.rank_space import RankSpaceAttention
-from liteasr.modeling.tiles import TILE, TiledEncoderLayer
+from liteasr.modeling.tiles import TILE, TiledAttention, TiledEncoderLayer
 
 RANKS = {"q_proj": 4, "k_proj": 4, "v_proj": 8, "fc1": 12, "fc2": 12}
 
@@ -132,3 +137,35 @@ def test_a_lite_whisper_is_fast_by_itself_and_can_be_made_plain():
     use_plain_inference(model)
     assert {type(layer) for layer in layers} == {WhisperEncoderLayer}
     assert list(model.state_dict()) == names
+
+
+@pytest.mark.parametrize(("heads", "width"), [(4, 16), (1, 24)])
+def test_attention_in_tiles_errs_little_more_than_the_fused_kernel(heads, width):
+    """Of one head of keys and values for all, too, and of values of another width."""
+    torch.manual_seed(0)
+    frames = 2 * TILE + 3
+    q = torch.randn(2, 4, frames, 16)
+    k, v = torch.randn(2, heads, frames, 16), torch.randn(2, heads, frames, width)
+    exact = attend(q, k, v, scale=0.25)[0]
+    half = [x.bfloat16() for x in (q, k, v)]
+    fused = attend(*half, scale=0.25)[0]
+    with torch.no_grad():
+        tiled = attend(*half, scale=0.25)[0]
+    assert tiled.shape == exact.shape
+    assert (tiled - exact).norm() < 3 * (fused - exact).norm()
+    assert (tiled - exact).norm() < 0.02 * exact.norm()
+
+
+def test_dense_heads_of_a_fast_encoder_are_tiled_too():
+    encoder, clips = encoder_of(), features(encoder_of(), batch=2)
+    layer = encoder.layers[0]
+    width = encoder.config.d_model
+    layer.self_attn.v_proj = nn.Linear(width, width).double()
+    with torch.no_grad():
+        plain = encoder(clips).last_hidden_state
+        use_fast_inference(encoder)
+        fast = encoder(clips).last_hidden_state
+    assert type(layer.self_attn) is TiledAttention
+    torch.testing.assert_close(fast, plain, rtol=1e-10, atol=1e-10)
+    use_plain_inference(encoder)
+    assert type(layer.self_attn) is WhisperAttention
