@@ -92,7 +92,7 @@ def test_real_speech_is_recognised_as_by_torch(real_model, real_speech, tmp_path
     def wer(model):
         data = f"{real_speech}/ljspeech/dev"
         output = tmp_path / "result.json"
-        arguments = ["--model", str(model), "--data", data, "--limit", "4", "--num-workers", "0"]
+        arguments = ["--model", str(model), "--data", data, "--limit", "3", "--num-workers", "0"]
         assert evaluate([*arguments, "--output", str(output)]) == 0
         return json.loads(output.read_text())
 

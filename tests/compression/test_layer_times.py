@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from calibration import calibrated
+from calibrated import calibrated
 from tiny import tiny_config
 from torch import nn
 from transformers.models.whisper.modeling_whisper import WhisperEncoder

@@ -2,7 +2,7 @@
 
 import copy
 
-import calibration
+import calibrated as helpers
 import pytest
 import torch
 from tiny import give_opinions
@@ -24,7 +24,7 @@ HALF = Budget("encoder_ratio", 0.7)
 
 
 def calibrated(model, features, method=None, batch_size=4):
-    return calibration.calibrated(model, features, method or SensitivityMethod(HALF), batch_size)
+    return helpers.calibrated(model, features, method or SensitivityMethod(HALF), batch_size)
 
 
 def compressed(model, method):

@@ -71,7 +71,7 @@ def test_every_key_but_the_granularity_is_a_goal() -> None:
 
 
 def test_all_that_is_wrong_at_once() -> None:
-    errors = errors_of(BudgetConfig("six", 1.0, 0.5, float("nan"), granularity=0))
+    errors = errors_of(BudgetConfig("six", 1.0, 0.5, 0.5, float("nan"), granularity=0))
     assert errors[0].startswith(", ".join(f"compression.budget.{key}" for key in GOALS) + ": only")
     starts = ["encoder_params: 'six'", "encoder_ratio: 1.0", "max_error: nan", "granularity: 0"]
     assert len(errors) == 1 + len(starts)
