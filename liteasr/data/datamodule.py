@@ -15,7 +15,7 @@ from liteasr.data.labels import LabelEncoder
 from liteasr.data.loader import Extent, SpeechLoader, Tally, make_loader
 from liteasr.data.order import Order, evaluation_order
 from liteasr.data.sets import SpeechSet, check_disjoint, load_sets
-from liteasr.data.training import LabelOptions, training_loader
+from liteasr.data.training import ExampleOptions, training_loader
 from liteasr.data.utterances import Sharding
 
 __all__ = ["SpeechDataModule"]
@@ -226,9 +226,9 @@ class SpeechDataModule(L.LightningDataModule):
     def train_dataloader(self) -> SpeechLoader:
         """This process's share of all training sets, in a new order each epoch.
 
-        Batches have ``input_features`` (B, mel bins, 3000), ``frames`` (B,) and ``labels`` (B, L),
-        −100 where a text has ended. If any set is a stream, all are read as one stream without an
-        end, for a trainer that is told its steps.
+        Batches have ``input_features`` (B, mel bins, 3000), ``frames`` (B,), ``labels`` (B, L),
+        −100 where a text has ended, and ``ids``. If any set is a stream, all are read as one
+        stream without an end, for a trainer that is told its steps.
 
         Raises:
             ConfigError: If there is nothing to train on.
@@ -249,8 +249,20 @@ class SpeechDataModule(L.LightningDataModule):
             batch_size=self.data.train_batch_size,
             num_workers=self.data.num_workers,
             seed=self.seed,
-            labels=LabelOptions(self.data.train_timestamps, self.max_labels),
+            options=ExampleOptions(
+                self.data.train_timestamps, self.max_labels, self.data.train_speed, self.seed
+            ),
+            consumed=self._consumed,
         )
+
+    def _consumed(self) -> int:
+        """Training batches of this epoch that the trainer has taken.
+
+        What the loader has given is no measure: the trainer fetches ahead of a stream.
+        """
+        if self.trainer is None:
+            return 0
+        return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
     # ------------------------------------------------------------------ evaluation
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 from liteasr.config import ConfigError
 from liteasr.data.utterances import Rejected
 
-__all__ = ["Collated", "Extent", "SpeechLoader", "Tally", "make_loader"]
+__all__ = ["Collated", "EpochSampler", "Extent", "SpeechLoader", "Tally", "make_loader"]
 
 log = logging.getLogger(__name__)
 
@@ -146,6 +147,8 @@ class SpeechLoader:
         extents: Rows of each set; empty for a stream, of which that is unknown.
         length: Batches, where that is known; there are fewer if all rows of one are rejected.
         may_be_empty: No batch at all is no error: this is a share of a set.
+        consumed: Tells how many batches of the pass the trainer has used, so that a checkpoint
+            can go on after them.
 
     Raises:
         ConfigError: While iterating: as soon as a set has too many unreadable files (at the end of
@@ -160,13 +163,24 @@ class SpeechLoader:
         length: int | None = None,
         *,
         may_be_empty: bool = False,
+        consumed: Callable[[], int] | None = None,
     ) -> None:
         self.loader = loader
         self.tally = tally
         self.extents = dict(extents)
         self._length = length
         self._may_be_empty = may_be_empty
+        self._consumed = consumed
+        self._skip = 0
         self.batches_read = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the pass is, for a checkpoint: ``batches`` used of it."""
+        return {"batches": 0 if self._consumed is None else self._consumed()}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Leave out the batches of the next pass that were used before."""
+        self._skip = state["batches"]
 
     @property
     def dataset(self) -> Any:
@@ -191,7 +205,8 @@ class SpeechLoader:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         rows, batches = 0, 0
         self.batches_read = 0
-        for collated in self.loader:
+        skip, self._skip = self._skip, 0
+        for collated in self._from(skip):
             assert isinstance(collated, Collated)
             self.batches_read += 1
             rows += collated.rows
@@ -200,10 +215,22 @@ class SpeechLoader:
             self._check(Extent(rows, is_sample=True) if rows >= _ENOUGH_ROWS else None)
             batches += len(collated.batches)
             yield from collated.batches
-        self._check(Extent(rows, is_sample=self._may_be_empty))
-        if not batches and not self._may_be_empty:
+        may_be_empty = self._may_be_empty or skip > 0
+        self._check(Extent(rows, is_sample=may_be_empty))
+        if not batches and not may_be_empty:
             message = f"data.{self.tally.role}: none of {rows} utterances can be used"
             self.tally.fail("", [message])
+
+    def _from(self, skip: int) -> Iterable[Any]:
+        """The loader's groups of rows, without the first ones."""
+        if isinstance(self.sampler, EpochSampler):
+            # Now: the processes that read get the data set as it is when they start.
+            self.dataset.set_epoch(self.sampler.epoch)
+        if skip and isinstance(self.sampler, EpochSampler):
+            self.sampler.skip = skip * (self.loader.batch_size or 1)
+            skip = 0
+        # A stream has to be read to be passed over.
+        return itertools.islice(self.loader, skip, None)
 
     def _check(self, streamed: Extent | None) -> None:
         for name, extent in self.extents.items():
@@ -211,6 +238,20 @@ class SpeechLoader:
         if not self.extents and streamed is not None:
             for name in self.tally.bad:
                 self.tally.check(name, streamed)
+
+
+class EpochSampler(DistributedSampler[Any]):
+    """One process's share of a data set in a new order each epoch, from any place on.
+
+    Attributes:
+        skip: Indices that the next pass leaves out at its start.
+    """
+
+    skip = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        skip, self.skip = self.skip, 0
+        return itertools.islice(super().__iter__(), skip, None)
 
 
 def make_loader(dataset: Any, num_workers: int, **options: Any) -> DataLoader[Any]:

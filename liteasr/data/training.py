@@ -8,18 +8,22 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import random
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import datasets
+import numpy as np
+import soxr
 import torch
-from torch.utils.data import Dataset, DistributedSampler, IterableDataset
+from torch.utils.data import Dataset, IterableDataset
 
 from liteasr.config import ConfigError
+from liteasr.data.audio import Samples
 from liteasr.data.features import LogMel
 from liteasr.data.labels import LabelEncoder, Segment
-from liteasr.data.loader import Collated, Extent, SpeechLoader, Tally, make_loader
+from liteasr.data.loader import Collated, EpochSampler, Extent, SpeechLoader, Tally, make_loader
 from liteasr.data.rows import FEATURES, Row
 from liteasr.data.sets import SpeechSet, durations
 from liteasr.data.utterances import (
@@ -33,7 +37,7 @@ from liteasr.data.utterances import (
 )
 
 __all__ = [
-    "LabelOptions",
+    "ExampleOptions",
     "TrainingCollate",
     "TrainingExample",
     "TrainingStream",
@@ -50,16 +54,20 @@ IGNORED = -100
 _SHUFFLE_BUFFER = 256
 
 
-class LabelOptions(NamedTuple):
-    """How labels are made.
+class ExampleOptions(NamedTuple):
+    """How training examples are made.
 
     Attributes:
         timestamps: Share of the clips that are learned with timestamps.
         longest: Tokens that the decoder has positions for.
+        speed: Largest change of a clip's speed, as a share.
+        seed: Seed of the speeds.
     """
 
     timestamps: float = 0.0
     longest: int = 448
+    speed: float = 0.0
+    seed: int = 0
 
 
 class TrainingExample(NamedTuple):
@@ -101,35 +109,61 @@ def training_indices(one: SpeechSet, window_seconds: float) -> list[int]:
 class _Trainable:
     """Decodes a row for training: audio of one window at most, and its tokens.
 
-    Which rows are learned with timestamps depends on their identity alone.
+    Which rows are learned with timestamps depends on their identity alone, and how fast one is
+    played on the epoch besides.
     """
 
-    def __init__(self, log_mel: LogMel, encode: LabelEncoder, options: LabelOptions) -> None:
+    def __init__(self, log_mel: LogMel, encode: LabelEncoder, options: ExampleOptions) -> None:
         self.log_mel = log_mel
         self.encode = encode
         self.options = options
 
-    def __call__(self, row: Row, set_name: str) -> Item:
+    def __call__(self, row: Row, set_name: str, epoch: int) -> Item:
         item = decode(row, set_name, self.log_mel.sampling_rate)
         if isinstance(item, Rejected):
             return item
         if self.log_mel.is_long(len(item.audio)):
             limit = self.log_mel.window_seconds
             return Rejected(set_name, item.id, f"is longer than {limit:g} s", "long")
-        labels = tuple(self._labels(row, item))
+        audio = self._at_another_speed(item, epoch)
+        labels = tuple(self._labels(row, item, len(audio)))
         if len(labels) > self.options.longest:
             return Rejected(
                 set_name, item.id, f"has more than {self.options.longest} tokens", "long"
             )
-        return Utterance(item.id, item.audio, item.text, item.seconds, labels)
+        seconds = len(audio) / self.log_mel.sampling_rate
+        return Utterance(item.id, audio, item.text, seconds, labels)
 
-    def _labels(self, row: Row, item: Utterance) -> list[int]:
-        # The file and its folder: the same wherever the set is.
-        name = "/".join(item.id.split("/")[-2:])
-        if zlib.crc32(name.encode()) >= self.options.timestamps * 2**32:
+    def _at_another_speed(self, item: Utterance, epoch: int) -> Samples:
+        largest = self.options.speed
+        if largest == 0:
+            return item.audio
+        draw = random.Random(f"{self.options.seed}/{epoch}/{_name(item)}")
+        speed = draw.uniform(1 - largest, 1 + largest)
+        rate = self.log_mel.sampling_rate
+        audio = np.ascontiguousarray(soxr.resample(item.audio, rate * speed, rate))
+        # One that would not fit any more keeps its speed.
+        return item.audio if self.log_mel.is_long(len(audio)) else audio
+
+    def _labels(self, row: Row, item: Utterance, samples: int) -> list[int]:
+        if zlib.crc32(_name(item).encode()) >= self.options.timestamps * 2**32:
             return self.encode(item.text)
+        stretch = samples / len(item.audio)
         whole: Segment = {"start": 0.0, "end": item.seconds, "text": item.text}
-        return self.encode.with_timestamps(row.get("segments") or [whole], item.seconds)
+        segments: list[Segment] = [
+            {
+                "start": segment["start"] * stretch,
+                "end": segment["end"] * stretch,
+                "text": segment["text"],
+            }
+            for segment in row.get("segments") or [whole]
+        ]
+        return self.encode.with_timestamps(segments, item.seconds * stretch)
+
+
+def _name(item: Utterance) -> str:
+    """The file and its folder: the same wherever the set is."""
+    return "/".join(item.id.split("/")[-2:])
 
 
 class TrainingTable(Dataset[TrainingExample]):
@@ -142,7 +176,7 @@ class TrainingTable(Dataset[TrainingExample]):
         parts: Name, rows and indices in use of each set.
         log_mel: Feature extractor.
         encode: From transcript to labels.
-        labels: How labels are made.
+        options: How examples are made.
     """
 
     def __init__(
@@ -150,7 +184,7 @@ class TrainingTable(Dataset[TrainingExample]):
         parts: Sequence[tuple[str, datasets.Dataset, Sequence[int]]],
         log_mel: LogMel,
         encode: LabelEncoder,
-        labels: LabelOptions,
+        options: ExampleOptions,
     ) -> None:
         self.parts = [(name, rows) for name, rows, _ in parts]
         part = [torch.full((len(indices),), n) for n, (_, _, indices) in enumerate(parts)]
@@ -158,7 +192,12 @@ class TrainingTable(Dataset[TrainingExample]):
         self.entries = torch.stack(
             [torch.cat(part), torch.cat([torch.tensor(indices) for _, _, indices in parts])]
         )
-        self.read = _Trainable(log_mel, encode, labels)
+        self.read = _Trainable(log_mel, encode, options)
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which pass comes next; before the processes that read are started."""
+        self.epoch = epoch
 
     def __len__(self) -> int:
         return self.entries.shape[1]
@@ -168,7 +207,7 @@ class TrainingTable(Dataset[TrainingExample]):
         for offset in range(len(self)):
             part, row = self.entries[:, (index + offset) % len(self)].tolist()
             name, rows = self.parts[part]
-            item = self.read(rows[row], name)
+            item = self.read(rows[row], name, self.epoch)
             if isinstance(item, Utterance):
                 return TrainingExample(item, tuple(rejected))
             rejected.append(item)
@@ -185,7 +224,7 @@ class TrainingStream(IterableDataset[TrainingExample]):
         encode: From transcript to labels.
         sharding: The process.
         seed: Seed of the order.
-        labels: How labels are made.
+        options: How examples are made.
     """
 
     def __init__(
@@ -196,19 +235,19 @@ class TrainingStream(IterableDataset[TrainingExample]):
         encode: LabelEncoder,
         sharding: Sharding,
         seed: int,
-        labels: LabelOptions,
+        options: ExampleOptions,
     ) -> None:
         shuffled: Any = rows.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER)
         self.rows: Any = shard_stream(shuffled, sharding, in_order=False)
         self.set_name = set_name
-        self.read = _Trainable(log_mel, encode, labels)
+        self.read = _Trainable(log_mel, encode, options)
 
     def __iter__(self) -> Iterator[TrainingExample]:
         for epoch in itertools.count():
             self.rows.set_epoch(epoch)
             found = False
             for row in self.rows:
-                item = self.read(row, self.set_name)
+                item = self.read(row, self.set_name, epoch)
                 if isinstance(item, Utterance):
                     found = True
                     yield TrainingExample(item, ())
@@ -219,7 +258,7 @@ class TrainingStream(IterableDataset[TrainingExample]):
 
 
 class TrainingCollate:
-    """Batches of ``input_features`` (B, M, F), ``frames`` (B,) and ``labels`` (B, L).
+    """Batches of ``input_features`` (B, M, F), ``frames`` (B,), ``labels`` (B, L) and ``ids``.
 
     Args:
         log_mel: Feature extractor.
@@ -239,7 +278,12 @@ class TrainingCollate:
         labels_BL = torch.full((len(found), longest), IGNORED)
         for row_L, utterance in zip(labels_BL, found, strict=True):
             row_L[: len(utterance.labels)] = torch.tensor(utterance.labels)
-        batch = {"input_features": features_BMF, "frames": frames_B, "labels": labels_BL}
+        batch = {
+            "input_features": features_BMF,
+            "frames": frames_B,
+            "labels": labels_BL,
+            "ids": [utterance.id for utterance in found],
+        }
         return Collated((batch,), rejected, len(examples))
 
 
@@ -253,7 +297,8 @@ def training_loader(
     batch_size: int,
     num_workers: int,
     seed: int,
-    labels: LabelOptions,
+    options: ExampleOptions,
+    consumed: Callable[[], int],
 ) -> SpeechLoader:
     """One process's share of the training sets.
 
@@ -266,7 +311,8 @@ def training_loader(
         batch_size: Clips in a batch.
         num_workers: Processes that read.
         seed: Seed of the order.
-        labels: How labels are made.
+        options: How examples are made.
+        consumed: Tells how many batches of an epoch the trainer has used.
 
     Raises:
         ConfigError: If a set has no clip short enough.
@@ -276,27 +322,25 @@ def training_loader(
         rows = _as_one_stream(sets)
         name = "+".join(sets)
         loader = make_loader(
-            TrainingStream(rows, name, log_mel, encode, sharding, seed, labels),
+            TrainingStream(rows, name, log_mel, encode, sharding, seed, options),
             stream_workers(rows, num_workers, sharding),
             collate_fn=collate,
             batch_size=batch_size,
         )
-        return SpeechLoader(loader, tally, {})
+        return SpeechLoader(loader, tally, {}, consumed=consumed)
     seconds = log_mel.window_seconds
     parts = [(name, one.rows, training_indices(one, seconds)) for name, one in sets.items()]
-    table = TrainingTable(parts, log_mel, encode, labels)
+    table = TrainingTable(parts, log_mel, encode, options)
     # Workers are not persistent: those of an epoch broken off would live on beside evaluation's.
     loader = make_loader(
         table,
         num_workers,
         collate_fn=collate,
         batch_size=batch_size,
-        sampler=DistributedSampler(
-            table, sharding.world_size, sharding.rank, shuffle=True, seed=seed
-        ),
+        sampler=EpochSampler(table, sharding.world_size, sharding.rank, shuffle=True, seed=seed),
     )
     extents = {name: Extent(len(one.rows)) for name, one in sets.items()}
-    return SpeechLoader(loader, tally, extents, len(loader))
+    return SpeechLoader(loader, tally, extents, len(loader), consumed=consumed)
 
 
 def _as_one_stream(sets: Mapping[str, SpeechSet]) -> datasets.IterableDataset:

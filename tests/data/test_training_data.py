@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import re
 
 import pytest
 import torch
@@ -81,6 +82,39 @@ def test_no_time_is_after_the_end_of_a_clip(make_datamodule, make_folder):
     sets = {"a": source(make_folder("a", [0.5], texts=["one"], segments=[segments]))}
     loader = make_datamodule(processor, train=sets, train_timestamps=1.0).train_dataloader()
     assert timed_texts(loader, processor) == {"<|0.10|> one<|0.50|><|endoftext|>"}
+
+
+def end_times(datamodule, processor, epoch=0):
+    """The end of each clip by its label, in seconds, as one pass gives them."""
+    loader = datamodule.train_dataloader()
+    loader.sampler.set_epoch(epoch)
+    times = (re.findall(r"<\|([\d.]+)\|>", text) for text in timed_texts(loader, processor))
+    return sorted(float(found[-1]) for found in times)
+
+
+def test_clips_are_played_at_other_speeds(make_datamodule, make_folder):
+    """Up to the speed that was asked for, another one each epoch, with times that follow."""
+    processor = make_processor(seconds=1, chunk_length=1)
+    sets = {"a": source(make_folder("a", [0.6] * 8))}
+    options = {"train_timestamps": 1.0, "num_workers": 1}
+    plain = make_datamodule(processor, train=sets, **options)
+    assert set(end_times(plain, processor)) == {0.6}
+    faster = make_datamodule(processor, train=sets, train_speed=0.2, **options)
+    first, second = (end_times(faster, processor, epoch) for epoch in (0, 1))
+    assert len(set(first)) > 1
+    assert first != second
+    assert first == end_times(faster, processor, 0)
+    assert min(first + second) > 0.6 / 1.2 - 0.02
+    assert max(first + second) < 0.6 / 0.8 + 0.02
+
+
+def test_a_clip_that_would_be_too_long_keeps_its_speed(make_datamodule, make_folder):
+    processor = make_processor(seconds=1, chunk_length=1)
+    sets = {"a": source(make_folder("a", [0.98] * 8))}
+    datamodule = make_datamodule(processor, train=sets, train_timestamps=1.0, train_speed=0.3)
+    ends = end_times(datamodule, processor)
+    assert max(ends) == 0.98
+    assert min(ends) < 0.9
 
 
 @pytest.mark.parametrize("segments", [None, [], ""])
