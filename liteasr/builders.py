@@ -7,6 +7,7 @@ import inspect
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import lightning as L
@@ -76,9 +77,13 @@ def build_module(recipe: Recipe, model_id: str | None = None) -> WhisperModule:
         weight_decay=train.weight_decay,
         warmup_steps=train.warmup_steps,
         schedule=train.schedule.value,
+        cross_entropy_weight=train.cross_entropy_weight,
         label_smoothing=train.label_smoothing,
+        encoder_distillation_weight=train.encoder_distillation_weight,
+        logit_distillation_weight=train.logit_distillation_weight,
         ctc_weight=train.ctc_weight,
         flat_start_steps=train.flat_start_steps,
+        spec_augment=asdict(train.spec_augment),
     )
 
 
@@ -174,10 +179,7 @@ def build_trainer(
     has_bar = steps > 0 and sys.stderr.isatty()
     bars: list[L.Callback] = [DecodingProgress()] if steps == 0 else []
     bars += [RichProgressBar()] if has_bar else []
-    checkpointing = steps > 0 and run is not None
-    if checkpointing and run is not None:
-        every = min(recipe.finetune.val_every, steps)
-        bars.append(ModelCheckpoint(run.checkpoints, save_last=True, every_n_train_steps=every))
+    checkpointing = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
     try:
         return L.Trainer(
             accelerator=config.accelerator,

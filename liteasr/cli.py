@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import transformers
 
 from liteasr.config import ConfigError
+from liteasr.errors import RunError
 
 __all__ = ["COMMANDS", "main", "recipe_parser", "run_main"]
 
@@ -63,7 +64,7 @@ def run_main(body: Callable[[], None], command: str | None = "fit") -> int:
         hint = "" if command is None else f" ({command} goes on with run.resume=true)"
         print(f"liteasr: interrupted{hint}", file=sys.stderr)
         return 1
-    except OSError as error:
+    except (RunError, OSError) as error:
         print(f"liteasr: {error}", file=sys.stderr)
         return 1
     return 0

@@ -6,7 +6,6 @@ import itertools
 import json
 import resource
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +25,7 @@ from liteasr.console import console
 from liteasr.data import SpeechDataModule
 from liteasr.environment import environment
 from liteasr.files import write_text
+from liteasr.finetuning import finetune
 from liteasr.loading import load_config, load_processor, require_weights
 from liteasr.model_card import write_model_card
 from liteasr.module import WhisperModule
@@ -96,9 +96,10 @@ def _run_stages(
         module.compression_plan = CompressionPlan.load(run.plan)
         stages["compressed"] = _measure(recipe, run, "compressed", module, datamodule)
     if recipe.finetune.max_steps:
-        timing |= run.stage("finetune", lambda: _finetune(recipe, run, module, datamodule))
+        training = run.stage("finetune", lambda: finetune(recipe, run, module, datamodule))
+        timing["finetune"] = training.pop("seconds")
         module = build_module(recipe, str(run.model))
-        stages["finetuned"] = _measure(recipe, run, "finetuned", module, datamodule)
+        stages["finetuned"] = _measure(recipe, run, "finetuned", module, datamodule) | training
     return _conclude(recipe, run, stages, timing)
 
 
@@ -162,20 +163,6 @@ def _compress(
             write_text(run.spectra, callback.spectra.to_json())
     trainer.strategy.barrier("liteasr_model_saved")
     return callback.timing_s
-
-
-def _finetune(
-    recipe: Recipe, run: RunFolder, module: WhisperModule, datamodule: SpeechDataModule
-) -> dict[str, float]:
-    """Train what the recipe says and write ``model/`` anew; returns seconds."""
-    started = time.perf_counter()
-    trainer = build_trainer(recipe, run, steps=recipe.finetune.max_steps)
-    last = run.checkpoints / "last.ckpt"
-    resumable = recipe.run.resume and last.is_file()
-    trainer.fit(module, datamodule=datamodule, ckpt_path=str(last) if resumable else None)
-    save_model(recipe, run.model, module)
-    trainer.strategy.barrier("liteasr_model_saved")
-    return {"finetune": time.perf_counter() - started}
 
 
 def _peak_memory_mb() -> float:

@@ -6,34 +6,30 @@ L tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import lightning as L
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
-from transformers import PreTrainedModel, get_scheduler
+from transformers import PreTrainedModel, WhisperForConditionalGeneration, get_scheduler
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.models.whisper.modeling_whisper import shift_tokens_right
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from liteasr.compression import AttentionFactors, CompressionPlan, LowRankFactors, apply_plan
 from liteasr.config import ConfigError
-from liteasr.ctc import CTCHead
-from liteasr.distributed import raise_together
-from liteasr.evaluation_counts import EncoderComparison, Evaluation
+from liteasr.distillation import Teacher
+from liteasr.evaluation_steps import EvaluationSteps
 from liteasr.loading import load
-from liteasr.metrics import macro_average
 from liteasr.modeling import LowRankLinear, ReducedAttention, use_fast_inference
 from liteasr.modeling.decoder import WhisperDecoder
+from liteasr.objective import LossWeights, Objective
 from liteasr.text import make_normalizer
 
 __all__ = ["WhisperModule"]
 
 
-class WhisperModule(L.LightningModule):
+class WhisperModule(EvaluationSteps):
     """A Whisper checkpoint in Lightning.
 
     Validation and test decode with ``generate`` and report corpus WER in percent, for each set
@@ -59,22 +55,20 @@ class WhisperModule(L.LightningModule):
         weight_decay: Weight decay of AdamW.
         warmup_steps: Steps of linear warm-up.
         schedule: ``cosine``, ``linear`` or ``constant`` after the warm-up.
+        cross_entropy_weight: Weight of the cross-entropy of the transcripts.
         label_smoothing: Label smoothing of the cross-entropy.
+        encoder_distillation_weight: Weight of the relative error of the encoder's output against
+            that of the model of :meth:`learn_from`.
+        logit_distillation_weight: Weight of the divergence of the decoder's distributions from
+            those of that model.
         ctc_weight: Share of a CTC loss on the encoder's output in the training loss, from 0 to
             below 1.
         flat_start_steps: First steps in which a flat alignment stands in for CTC.
+        spec_augment: ``mask_time_prob``, ``mask_time_length``, ``mask_feature_prob`` and
+            ``mask_feature_length`` of transformers, for training; what the checkpoint's
+            configuration says where a ``…_prob`` is absent.
 
     Attributes:
-        results: WER and the counts behind it for each set of the last evaluation, summed over
-            processes.
-        predictions: Normalised texts of the last evaluation, with ``set`` and ``id``: of this
-            process while it runs, of all processes once it is over.
-        encoder_relative_error: Error that the last ``trainer.test`` measured after
-            :meth:`compare_with`.
-        rtfx: Seconds of audio that the last evaluation recognised in a second of running encoder
-            and decoder, all processes together; reading audio and making features not counted.
-        encoder_rtfx: The same for the encoder alone; ``None`` where audio over one window was
-            decoded by Whisper's sequential algorithm.
         compression_plan: How the encoder was compressed; ``None`` if it was not.
 
     Raises:
@@ -83,7 +77,6 @@ class WhisperModule(L.LightningModule):
     """
 
     PLAN_KEY: ClassVar[str] = "liteasr_plan"
-    WINDOWS_AT_ONCE: ClassVar[int] = 32
 
     def __init__(
         self,
@@ -103,9 +96,13 @@ class WhisperModule(L.LightningModule):
         weight_decay: float = 0.01,
         warmup_steps: int = 50,
         schedule: str = "cosine",
+        cross_entropy_weight: float = 1.0,
         label_smoothing: float = 0.0,
+        encoder_distillation_weight: float = 0.0,
+        logit_distillation_weight: float = 0.0,
         ctc_weight: float = 0.0,
         flat_start_steps: int = 0,
+        spec_augment: Mapping[str, float | int | None] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -120,16 +117,18 @@ class WhisperModule(L.LightningModule):
         self._check_language(language, task)
         self._check_length(max_new_tokens)
         self.normalizer = make_normalizer(self.processor.tokenizer, language)
-        self.ctc = CTCHead(self.model.config.d_model) if ctc_weight > 0 else None
+        weights = LossWeights(
+            cross_entropy=cross_entropy_weight,
+            label_smoothing=label_smoothing,
+            encoder_distillation=encoder_distillation_weight,
+            logit_distillation=logit_distillation_weight,
+            ctc=ctc_weight,
+            flat_start_steps=flat_start_steps,
+        )
+        end = self.processor.tokenizer.eos_token_id
+        self.objective = Objective(weights, self.model.config.d_model, self._texts, end)
         self.compression_plan: CompressionPlan | None = None
-        self.predictions: list[dict[str, str]] = []
-        self.results: dict[str, dict[str, float | int]] = {}
-        self.encoder_relative_error: float | None = None
-        self.rtfx: float | None = None
-        self.encoder_rtfx: float | None = None
-        # Plain objects: no part of the model, so neither saved, wrapped nor cast.
-        self._evaluation = Evaluation([], self.device)
-        self._comparison: EncoderComparison | None = None
+        self._config_before: dict[str, Any] = {}
 
     def _check_language(self, language: str | None, task: str | None) -> None:
         self.is_multilingual = bool(
@@ -195,6 +194,31 @@ class WhisperModule(L.LightningModule):
     def on_train_start(self) -> None:
         """Leave evaluation mode, in which checkpoints are loaded (SpecAugment looks at it)."""
         self.model.train()
+        self._mask_as_asked()
+        teacher = self.objective.teacher
+        if teacher is not None:
+            teacher.to(self.device, self.model.dtype)
+            if self.hparams["trainable"] != "all":
+                teacher.share_decoder(self.model)
+
+    def _mask_as_asked(self) -> None:
+        """Put the hyper-parameters' SpecAugment into the configuration until training is over."""
+        config, asked = self.model.config, self.hparams["spec_augment"] or {}
+        changes: dict[str, Any] = {}
+        for kind in ("time", "feature"):
+            if asked.get(f"mask_{kind}_prob") is not None:
+                names = (f"mask_{kind}_prob", f"mask_{kind}_length")
+                changes |= {name: asked[name] for name in names if name in asked}
+        if changes and not config.apply_spec_augment:
+            # What is not asked for stays off.
+            off = {"mask_time_prob": 0.0, "mask_feature_prob": 0.0, "apply_spec_augment": True}
+            changes = off | changes
+        self._config_before = {name: getattr(config, name) for name in changes}
+        config.update(changes)
+
+    def on_train_end(self) -> None:
+        """Leave the configuration as it was, for what is saved."""
+        self.model.config.update(self._config_before)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Parameters of the model that the optimizer updates.
@@ -221,40 +245,30 @@ class WhisperModule(L.LightningModule):
             raise ConfigError("finetune.trainable: factors, but no layer of the encoder has any")
         return parameters
 
+    def learn_from(self, dense_model: WhisperForConditionalGeneration | None) -> None:
+        """Distil from a dense model in the next ``trainer.fit``.
+
+        Args:
+            dense_model: The teacher; ``None`` ends it. Not part of the state dict.
+        """
+        self.objective.teacher = None if dense_model is None else Teacher(dense_model)
+
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """Cross-entropy of the transcripts, with a CTC loss if there is a weight for it.
+        """The weighted sum of the losses; logs it, and each of them where there are several.
 
         Args:
             batch: ``input_features`` (B, M, F), ``frames`` (B,) that hold audio, and ``labels``
                 (B, L), −100 where ignored.
             batch_idx: Number of the batch.
         """
-        labels_BL, config = batch["labels"], self.model.config
-        inputs_BL = shift_tokens_right(
-            labels_BL, config.pad_token_id, config.decoder_start_token_id
-        )
-        output = self.model(
-            input_features=batch["input_features"].to(self.model.dtype),
-            decoder_input_ids=inputs_BL,
-        )
-        loss = F.cross_entropy(
-            output.logits.flatten(0, 1).float(),
-            labels_BL.flatten(),
-            label_smoothing=self.hparams["label_smoothing"],
-        )
-        if self.ctc is not None:
-            weight = self.hparams["ctc_weight"]
-            end = self.processor.tokenizer.eos_token_id
-            texts = self._texts(labels_BL.masked_fill(labels_BL < 0, end))
-            encoded_BTD, frames_B = output.encoder_last_hidden_state, batch["frames"]
-            if self.global_step < self.hparams["flat_start_steps"]:
-                ctc = self.ctc.flat_start(encoded_BTD, frames_B, batch["input_features"], texts)
-            else:
-                ctc = self.ctc(encoded_BTD, frames_B, texts)
-            self.log("train/ctc_loss", ctc, batch_size=len(labels_BL))
-            loss = (1 - weight) * loss + weight * ctc
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(labels_BL))
-        return loss
+        total: Tensor
+        total, losses = self.objective(self.model, batch, self.global_step)
+        options: dict[str, Any] = {"batch_size": len(batch["labels"]), "sync_dist": True}
+        if len(losses) > 1:
+            for name, loss in losses.items():
+                self.log(f"train/{name}_loss", loss, **options)
+        self.log("train/loss", total.detach(), prog_bar=True, **options)
+        return total
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with linear warm-up and the schedule of the hyper-parameters."""
@@ -276,18 +290,12 @@ class WhisperModule(L.LightningModule):
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
-    # ------------------------------------------------------------------ evaluation
+    # ------------------------------------------------------------------ recognition
 
-    def compare_with(self, dense_encoder: nn.Module | None) -> None:
-        """Measure the relative error of the encoder's output in the next ``trainer.test``.
-
-        Args:
-            dense_encoder: Encoder to compare with; ``None`` ends it. Not part of the state dict.
-        """
-        width = self.model.config.d_model
-        self._comparison = (
-            None if dense_encoder is None else EncoderComparison(dense_encoder, width)
-        )
+    def prepare_inference(self) -> None:
+        """Run a compressed encoder by the plans that suit its ranks."""
+        if self.compression_plan is not None:
+            use_fast_inference(self.encoder, self.model.config.max_source_positions)
 
     def decode(self, batch: Mapping[str, Any], encoded_BTD: Tensor | None = None) -> list[str]:
         """Recognise the utterances of an evaluation batch.
@@ -302,7 +310,7 @@ class WhisperModule(L.LightningModule):
             One text an utterance, not normalised.
         """
         texts: list[str] = []
-        if self._is_long(batch):
+        if self.is_long(batch):
             features_BMF = batch["input_features"].to(self.model.dtype)
             mask_BF = batch["attention_mask"]
             texts = self._generate(
@@ -354,105 +362,10 @@ class WhisperModule(L.LightningModule):
         texts: list[str] = self.processor.batch_decode(tokens_BL, skip_special_tokens=True)
         return texts
 
-    def _is_long(self, batch: Mapping[str, Any]) -> bool:
+    def is_long(self, batch: Mapping[str, Any]) -> bool:
+        """Whether a batch is an utterance over one window, given whole."""
         frames: int = batch["input_features"].shape[-1]
         return frames > 2 * int(self.model.config.max_source_positions)
-
-    def _evaluate(self, batch: Mapping[str, Any], stage: str, dataloader_idx: int) -> None:
-        evaluation, encoded_BTD = self._evaluation, None
-        if not evaluation.is_warm:
-            self._warm_up(batch)
-            evaluation.is_warm = True
-        if self._is_long(batch):
-            evaluation.lose_sight()
-        else:
-            with evaluation.recognition.running(), evaluation.encoding.running():
-                encoded_BTD = self.encode(batch["input_features"])
-            self._compare(batch, encoded_BTD)
-        with evaluation.recognition.running():
-            hypotheses = self.decode(batch, encoded_BTD)
-        evaluation.add(
-            self._set_names(stage)[dataloader_idx],
-            batch,
-            [self.normalizer(text) for text in hypotheses],
-            [self.normalizer(text) for text in batch["references"]],
-        )
-
-    def _warm_up(self, batch: Mapping[str, Any]) -> None:
-        """One window ahead of the clock, which must not count what happens once."""
-        frames = 2 * int(self.model.config.max_source_positions)
-        self.decode({"input_features": batch["input_features"][:1, :, :frames], "segments": [1]})
-
-    def _compare(self, batch: Mapping[str, Any], encoded_BTD: Tensor) -> None:
-        if self._comparison is not None:
-            features_BMF = batch["input_features"].to(self.model.dtype)
-            self._comparison.update(
-                features_BMF,
-                encoded_BTD,
-                batch["frames"],
-                self.WINDOWS_AT_ONCE,
-            )
-
-    @property
-    def _metrics_device(self) -> torch.device:
-        # Apple's GPUs have no fp64, and no other process to sum with.
-        return torch.device("cpu") if self.device.type == "mps" else self.device
-
-    def _set_names(self, stage: str) -> Sequence[str]:
-        loaders = getattr(self.trainer, f"{stage}_dataloaders")
-        count = len(loaders) if isinstance(loaders, Sequence) else 1
-        names = getattr(self.trainer.datamodule, f"{stage}_names", None)  # type: ignore[attr-defined]
-        return names or [f"set{index}" for index in range(count)]
-
-    def _start(self, stage: str) -> None:
-        self._evaluation = Evaluation(self._set_names(stage), self._metrics_device)
-        if self._comparison is not None:
-            self._comparison.start(self._metrics_device)
-        self.predictions = self._evaluation.predictions
-        if self.compression_plan is not None:
-            use_fast_inference(self.encoder, self.model.config.max_source_positions)
-
-    def _finish(self, stage: str) -> None:
-        problems = getattr(self.trainer.datamodule, "problems", None)  # type: ignore[attr-defined]
-        raise_together(problems(stage) if problems else [])
-        # Sums over processes are taken here, where every process is.
-        result = self._evaluation.finish()
-        self.results, self.predictions = result.results, result.predictions
-        self.rtfx, self.encoder_rtfx = result.rtfx, result.encoder_rtfx
-        wers = {name: float(summary["wer"]) for name, summary in self.results.items()}
-        for name, wer in wers.items():
-            self.log(f"{stage}/wer/{name}", wer)
-        self.log(f"{stage}/wer", macro_average(wers), prog_bar=True)
-        comparison = self._comparison
-        self.encoder_relative_error = None if comparison is None else comparison.compute()
-
-    def on_validation_epoch_start(self) -> None:
-        """Reset the counts."""
-        self._start("val")
-
-    def validation_step(
-        self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Decode and count edits; see :meth:`decode` for the batch."""
-        self._evaluate(batch, "val", dataloader_idx)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log WER."""
-        self._finish("val")
-
-    def on_test_epoch_start(self) -> None:
-        """Reset the counts."""
-        self._start("test")
-
-    def test_step(self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Decode and count edits; see :meth:`decode` for the batch."""
-        self._evaluate(batch, "test", dataloader_idx)
-
-    def on_test_epoch_end(self) -> None:
-        """Log WER, and the encoder's error where it is measured."""
-        self._finish("test")
-        if self.encoder_relative_error is not None:
-            self.log("test/encoder_relative_error", self.encoder_relative_error)
 
     def predict_step(
         self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0

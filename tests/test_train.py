@@ -4,12 +4,10 @@ import csv
 import json
 
 import pytest
-import soundfile
 import torch
 import yaml
-from speech_files import RATE, make_processor, noise
-from tiny import give_opinions, tiny_config
-from transformers import GenerationConfig
+from tiny import give_opinions
+from trainable import make_shape, make_speech, part
 
 from liteasr import WhisperModule, load
 from liteasr.config import ConfigError, load_recipe
@@ -18,37 +16,12 @@ from liteasr.fit import main as fit
 
 @pytest.fixture
 def shape(tmp_path):
-    """A folder with all of a Whisper but its weights; windows of one second."""
-    processor = make_processor(seconds=1, chunk_length=1)
-    ids = processor.tokenizer.convert_tokens_to_ids
-    special = {
-        "eos_token_id": ids("<|endoftext|>"),
-        "pad_token_id": ids("<|endoftext|>"),
-        "bos_token_id": ids("<|endoftext|>"),
-        "decoder_start_token_id": ids("<|startoftranscript|>"),
-    }
-    folder = tmp_path / "shape"
-    tiny_config(vocab_size=len(processor.tokenizer), **special).save_pretrained(folder)
-    GenerationConfig(
-        **special,
-        max_length=20,
-        is_multilingual=False,
-        no_timestamps_token_id=ids("<|notimestamps|>"),
-    ).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    return make_shape(tmp_path / "shape")
 
 
 @pytest.fixture
 def speech(tmp_path):
-    folder = tmp_path / "speech"
-    folder.mkdir()
-    lines = []
-    for index in range(6):
-        soundfile.write(folder / f"{index}.flac", noise(0.5, seed=index), RATE)
-        lines.append(json.dumps({"file_name": f"{index}.flac", "text": f"a{index}"}))
-    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
-    return folder
+    return make_speech(tmp_path / "speech")
 
 
 @pytest.fixture
@@ -56,8 +29,8 @@ def recipe_file(shape, speech, tmp_path):
     recipe = {
         "model": {"id": str(shape), "weights": "random"},
         "data": {
-            "train": {"a": {"kind": "folder", "path": str(speech), "limit": 4}},
-            "test": {"a": {"kind": "folder", "path": str(speech), "skip": 4}},
+            "train": part(speech, limit=4),
+            "test": part(speech, skip=4),
             "train_timestamps": 0.5,
             "train_batch_size": 2,
             "num_workers": 0,

@@ -2,5 +2,12 @@
 
 from liteasr.callbacks.compression import CompressionCallback
 from liteasr.callbacks.decoding_progress import DecodingProgress
+from liteasr.callbacks.training import LastCheckpoint, SeededSteps, StopOnNonFiniteLoss
 
-__all__ = ["CompressionCallback", "DecodingProgress"]
+__all__ = [
+    "CompressionCallback",
+    "DecodingProgress",
+    "LastCheckpoint",
+    "SeededSteps",
+    "StopOnNonFiniteLoss",
+]

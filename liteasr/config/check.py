@@ -13,7 +13,15 @@ from typing import Any, NamedTuple
 from liteasr.config.check_compare import check_compare, check_comparison
 from liteasr.config.check_compression import check_compression, check_goal
 from liteasr.config.errors import did_you_mean
-from liteasr.config.schema import DEMO_SPLITS, ROLES, Recipe, SourceConfig, SourceKind, Weights
+from liteasr.config.schema import (
+    DEMO_SPLITS,
+    ROLES,
+    Recipe,
+    SourceConfig,
+    SourceKind,
+    Trainable,
+    Weights,
+)
 
 __all__ = ["PRECISIONS", "RANGES", "STRATEGIES", "Range", "check"]
 
@@ -48,6 +56,9 @@ RANGES = (
             "decoding.max_new_tokens",
             "compression.rank_multiple",
             "finetune.val_every",
+            "finetune.patience",
+            "finetune.spec_augment.mask_time_length",
+            "finetune.spec_augment.mask_feature_length",
             "trainer.num_nodes",
             "trainer.accumulate_grad_batches",
             "trainer.log_every_n_steps",
@@ -65,11 +76,24 @@ RANGES = (
             "finetune.warmup_steps",
             "finetune.flat_start_steps",
             "finetune.weight_decay",
+            "finetune.cross_entropy_weight",
+            "finetune.encoder_distillation_weight",
+            "finetune.logit_distillation_weight",
             "trainer.gradient_clip_val",
         ),
     ),
-    Range(lambda x: 0 <= x <= 1, "from 0 to 1", ("data.train_timestamps",)),
+    Range(
+        lambda x: 0 <= x <= 1,
+        "from 0 to 1",
+        (
+            "data.train_timestamps",
+            "finetune.spec_augment.mask_time_prob",
+            "finetune.spec_augment.mask_feature_prob",
+        ),
+    ),
+    Range(lambda x: 0 <= x <= 0.5, "from 0 to 0.5", ("data.train_speed",)),
     Range(lambda x: 0 < x < math.inf, "above 0", ("finetune.learning_rate",)),
+    Range(lambda x: 0 < x < 1, "above 0 and below 1", ("finetune.ema_decay",)),
     Range(
         lambda x: 0 < x <= 1,
         "above 0 and at most 1",
@@ -96,7 +120,8 @@ def check(recipe: Recipe, *, complete: bool = True, for_comparison: bool = False
             are no error.
         for_comparison: Whether its section ``compare`` is to be run.
     """
-    checks = [_ranges, _run, _model, _sources, _overlaps, _trainer, check_compression]
+    checks = [_ranges, _run, _model, _sources, _overlaps, _training, _trainer]
+    checks += [check_compression]
     checks.append(check_compare)
     if complete:
         # The recipe of a comparison can be read by all; fit asks for the goal itself.
@@ -139,7 +164,7 @@ def _exists(name: str) -> bool:
 
 
 def _model(recipe: Recipe) -> Iterator[str]:
-    for key in ("model.id", "model.processor"):
+    for key in ("model.id", "model.processor", "finetune.teacher"):
         value = _get(recipe, key)
         if value is None:
             continue
@@ -238,6 +263,23 @@ def _stages(recipe: Recipe) -> Iterator[str]:
             "compression.method, finetune.max_steps: nothing to do: "
             "neither compression nor training is asked for"
         )
+
+
+def _training(recipe: Recipe) -> Iterator[str]:
+    train = recipe.finetune
+    if train.patience is not None and not recipe.data.val:
+        yield "finetune.patience: needs validation sets in data.val"
+    distils = train.encoder_distillation_weight > 0 or train.logit_distillation_weight > 0
+    decodes = train.cross_entropy_weight > 0 or train.logit_distillation_weight > 0
+    if not distils and not decodes:
+        yield (
+            "finetune.cross_entropy_weight, encoder_distillation_weight, "
+            "logit_distillation_weight: one must be above 0"
+        )
+    elif not decodes and train.trainable is Trainable.all:
+        yield "finetune.trainable: all, but no loss with a weight looks at the decoder"
+    if distils and recipe.model.weights is Weights.random and train.teacher is None:
+        yield "finetune.teacher: must be set for distillation into random weights"
 
 
 def _trainer(recipe: Recipe) -> Iterator[str]:

@@ -35,6 +35,7 @@ __all__ = [
     "Schedule",
     "SourceConfig",
     "SourceKind",
+    "SpecAugmentConfig",
     "Task",
     "Trainable",
     "TrainerConfig",
@@ -203,6 +204,9 @@ class DataConfig:
     """Share of the training clips that are learned with timestamps, from 0 to 1: those of their
     ``segments`` where a folder or manifest tells them (``start``, ``end``, ``text``; not in a
     stream), else start and end of the clip."""
+    train_speed: float = 0.0
+    """Largest change of the speed (and with it the pitch) of a training clip, as a share, in either
+    direction: 0.1 plays each at 0.9 to 1.1 times its speed, another one each epoch."""
     eval_batch_size: int = 16
     """Utterances decoded together on one process."""
     num_workers: int = 1
@@ -275,6 +279,20 @@ class CompressionConfig:
 
 
 @dataclass
+class SpecAugmentConfig:
+    """Masks over the log-mel features of training clips (SpecAugment), by transformers' names."""
+
+    mask_time_prob: float | None = None
+    """Share of the frames that is masked; what the checkpoint's ``config.json`` says if absent."""
+    mask_time_length: int = 10
+    """Frames (of 10 ms) of one mask."""
+    mask_feature_prob: float | None = None
+    """Share of the mel bins that is masked; what ``config.json`` says if absent."""
+    mask_feature_length: int = 10
+    """Mel bins of one mask."""
+
+
+@dataclass
 class FinetuneConfig:
     """The training stage after compression (or alone, with ``compression.method: none``)."""
 
@@ -291,16 +309,33 @@ class FinetuneConfig:
     """Optimizer steps of linear warm-up."""
     schedule: Schedule = Schedule.cosine
     """Learning rate after the warm-up."""
+    cross_entropy_weight: float = 1.0
+    """Weight of the cross-entropy of the transcripts in the training loss."""
     label_smoothing: float = 0.0
     """Label smoothing of the cross-entropy: the share of the target that all tokens divide."""
+    encoder_distillation_weight: float = 0.0
+    """Weight of the relative error of the encoder's output against the teacher's. Without the other
+    two losses the decoder is not run."""
+    logit_distillation_weight: float = 0.0
+    """Weight of the divergence (in nats) of the distribution of each token from the teacher's."""
+    teacher: str | None = None
+    """Checkpoint that distillation learns from, as in ``model.id``, which is it if absent."""
     ctc_weight: float = 0.0
     """Share of a CTC loss on the encoder's output in the training loss; for training from nothing,
     where the decoder would learn the language long before it listens."""
     flat_start_steps: int = 0
     """First optimizer steps in which the CTC loss is replaced by the cross-entropy of a flat
     alignment (the transcript in equal shares of the loud frames), from which CTC starts sooner."""
+    spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
+    """Masks over the features; a teacher hears them too."""
     val_every: int = 500
     """Optimizer steps between two measurements of validation WER, and between two checkpoints."""
+    patience: int | None = None
+    """Measurements of validation WER without a better one after which training stops early; never
+    if absent."""
+    ema_decay: float | None = None
+    """Decay of an exponential moving average of the weights, which is what is measured and kept; no
+    average if absent."""
 
 
 @dataclass

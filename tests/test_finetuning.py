@@ -1,0 +1,295 @@
+"""Training after compression, or alone: what is kept, and how it goes on after an interrupt."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from runs import ROOT
+from safetensors.torch import load_file
+from trainable import Training
+
+import liteasr.evaluation_steps
+from liteasr import WhisperModule
+from liteasr.config import ConfigError, load_recipe
+from liteasr.distillation import Teacher
+from liteasr.loading import load_model
+
+
+class Killed(BaseException):
+    """Stands for an end that nothing in the program can heed."""
+
+
+def weights(folder):
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def checkpoint(folder, name="last"):
+    return torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
+
+
+def differing(one, other):
+    return [name for name in one if not torch.equal(one[name], other[name])]
+
+
+def rows(folder):
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def kept(folder):
+    stage = json.loads((folder / "stages.json").read_text())["finetune"]
+    return {key: stage[key] for key in ("step", "val_wer_before", "val_wer")}
+
+
+@pytest.fixture
+def wers(monkeypatch):
+    """Sets the WER of each evaluation, in turn; the last one again and again."""
+
+    def of(*values):
+        remaining = list(values)
+        monkeypatch.setattr(
+            liteasr.evaluation_steps,
+            "macro_average",
+            lambda _: remaining.pop(0) if len(remaining) > 1 else remaining[0],
+        )
+        monkeypatch.setattr("liteasr.stages.macro_average", lambda _: values[0])
+
+    return of
+
+
+def interrupt(monkeypatch, step, how):
+    """End the process in the middle of a training step, once."""
+    original, steps = WhisperModule.training_step, iter(range(step + 1))
+
+    def training_step(self, batch, batch_idx):
+        if next(steps, None) == step:
+            how()
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(WhisperModule, "training_step", training_step)
+
+
+def kill():
+    raise Killed
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    return Training(tmp_path_factory.mktemp("uninterrupted")).run("run")[0]
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 7, 10])
+@pytest.mark.parametrize("how", [kill, terminate])
+def test_goes_on_to_the_same_weights(uninterrupted, tmp_path, monkeypatch, step, how):
+    """At any step, the last one of an epoch (3) too, with dropout and SpecAugment: bit for bit."""
+    training = Training(tmp_path)
+    with monkeypatch.context() as patch:
+        interrupt(patch, step, how)
+        if how is kill:
+            with pytest.raises(Killed):
+                training.run("run")
+        else:
+            folder, code = training.run("run")
+            assert code == 1
+            assert checkpoint(folder)["global_step"] == step + 1, "saved when told to end"
+    folder, code = training.run("run", "run.resume=true")
+    assert code == 0
+    assert differing(weights(uninterrupted), weights(folder)) == []
+
+
+def test_two_processes_learn_what_one_does(tmp_path):
+    """With the same clips in every step: the same losses and weights, up to rounding."""
+    training = Training(tmp_path, {"max_steps": 6, "learning_rate": 1e-3}, chance=False)
+    training.recipe["data"]["train"]["a"]["limit"] = 8
+    one, _ = training.run("one")
+    shared = ("trainer.devices=2", "trainer.strategy=ddp", "data.train_batch_size=1")
+    subprocess.run(
+        [sys.executable, "-m", "liteasr.fit", *training.arguments("two", *shared)],
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=300,
+    )
+    two = tmp_path / "two"
+    curves = [[float(row["train/loss"]) for row in rows(folder)] for folder in (one, two)]
+    assert len(curves[0]) == 6
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+    for name, weight in weights(one).items():
+        assert torch.allclose(weight, weights(two)[name], rtol=0, atol=2e-5), name
+    assert checkpoint(two)["global_step"] == 6
+
+
+def test_an_interrupted_run_keeps_its_best_weights(tmp_path, monkeypatch, wers):
+    training = Training(tmp_path, validates=True)
+    wers(60, 50, 40, 45, 46)
+    whole, _ = training.run("whole")
+    wers(60, 50, 40)
+    with monkeypatch.context() as patch:
+        interrupt(patch, 7, kill)
+        with pytest.raises(Killed):
+            training.run("broken")
+    assert checkpoint(tmp_path / "broken")["global_step"] == 6
+    wers(45, 46)
+    broken, _ = training.run("broken", "run.resume=true")
+    assert kept(whole) == kept(broken) == {"step": 6, "val_wer_before": 60.0, "val_wer": 40.0}
+    assert differing(weights(whole), weights(broken)) == []
+
+
+def test_the_best_weights_are_kept_and_not_the_last(tmp_path, wers):
+    wers(60, 50, 30, 40, 35)
+    folder, _ = Training(tmp_path, validates=True).run("run")
+    assert kept(folder) == {"step": 6, "val_wer_before": 60.0, "val_wer": 30.0}
+    best = checkpoint(folder, "best")
+    assert best["global_step"] == 6
+    names = {name: f"model.{name}" for name in weights(folder)}
+    assert not [
+        n
+        for n, own in names.items()
+        if not torch.equal(weights(folder)[n], best["state_dict"][own])
+    ]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["finetuned"]["step"] == 6
+
+
+def test_the_last_steps_are_measured_too(tmp_path, wers):
+    """Step 11 is between two validations, and here the best."""
+    wers(60, 50, 30, 40, 20)
+    folder, _ = Training(tmp_path, validates=True).run("run")
+    assert kept(folder) == {"step": 11, "val_wer_before": 60.0, "val_wer": 20.0}
+
+
+def test_never_ends_worse_than_it_began(tmp_path, wers, caplog):
+    wers(10, 50, 30, 40, 20)
+    training = Training(tmp_path, validates=True)
+    folder, _ = training.run("run")
+    assert kept(folder) == {"step": 0, "val_wer_before": 10.0, "val_wer": 10.0}
+    assert differing(load_file(training.dense / "model.safetensors"), weights(folder)) == []
+    assert "the model stays as it was" in caplog.text
+
+
+def test_stops_when_nothing_gets_better(tmp_path, wers):
+    wers(60, 50, 51, 52, 53)
+    folder, _ = Training(tmp_path, {"patience": 2}, validates=True).run("run")
+    assert kept(folder)["step"] == 3
+    assert max(int(row["step"]) for row in rows(folder)) < 10
+
+
+def test_the_average_of_the_weights_is_what_is_kept(tmp_path, uninterrupted):
+    folder, _ = Training(tmp_path, {"ema_decay": 0.5}).run("run")
+    last = checkpoint(folder)
+    name = "model.encoder.layers.0.fc1.weight"
+    assert not torch.equal(
+        last["state_dict"][f"model.{name}"], last["current_model_state"][f"model.{name}"]
+    )
+    assert differing(weights(uninterrupted), weights(folder))
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch, capsys):
+    original = WhisperModule.training_step
+
+    def training_step(self, batch, batch_idx):
+        loss = original(self, batch, batch_idx)
+        return loss * float("nan") if self.global_step == 5 else loss
+
+    monkeypatch.setattr(WhisperModule, "training_step", training_step)
+    folder, code = Training(tmp_path).run("run")
+    assert code == 1
+    message = capsys.readouterr().err
+    assert "the loss is nan at step 5, batch 1 of epoch 1 (clips" in message
+    assert ".flac" in message
+    saved = checkpoint(folder)
+    assert saved["global_step"] == 3
+    assert all(torch.isfinite(tensor).all() for tensor in saved["state_dict"].values())
+
+
+def test_distillation_is_logged_and_begins_at_nothing(tmp_path):
+    """The teacher is the model itself at first: both hear the same masked input."""
+    losses = {"encoder_distillation_weight": 2.0, "logit_distillation_weight": 1.0}
+    options = {"trainable": "encoder", "max_steps": 2, "warmup_steps": 0}
+    training = Training(tmp_path, {**losses, **options}, chance=False)
+    folder, _ = training.run("run")
+    first, second = rows(folder)
+    for name in ("encoder_distillation", "logit_distillation"):
+        assert float(first[f"train/{name}_loss"]) == pytest.approx(0, abs=1e-5)
+        assert float(second[f"train/{name}_loss"]) > 1e-5
+    parts = [2 * float(second["train/encoder_distillation_loss"])]
+    parts += [
+        float(second[f"train/{name}_loss"]) for name in ("logit_distillation", "cross_entropy")
+    ]
+    assert float(second["train/loss"]) == pytest.approx(sum(parts), rel=1e-4)
+    before = load_file(training.dense / "model.safetensors")
+    moved = differing(before, weights(folder))
+    assert moved
+    assert all(name.startswith("model.encoder") for name in moved)
+
+
+def test_masks_are_those_of_the_recipe_and_leave_no_trace(tmp_path, monkeypatch):
+    """The checkpoint says 0.2 of the frames; the recipe says all of them, for training only."""
+    seen = []
+    original = WhisperModule.training_step
+
+    def training_step(self, batch, batch_idx):
+        masked = self.model.model._mask_input_features(batch["input_features"])
+        seen.append(float((masked == 0).float().mean()))
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(WhisperModule, "training_step", training_step)
+    training = Training(tmp_path, {"spec_augment": {"mask_time_prob": 1.0}, "max_steps": 2})
+    folder, _ = training.run("run")
+    assert min(seen) > 0.5
+    before, after = (
+        json.loads((path / "config.json").read_text())
+        for path in (training.dense, folder / "model")
+    )
+    assert before["mask_time_prob"] == after["mask_time_prob"] == 0.2
+
+
+def test_without_a_loss_on_it_the_decoder_is_not_run(tmp_path, monkeypatch):
+    training = Training(
+        tmp_path,
+        {"cross_entropy_weight": 0, "encoder_distillation_weight": 1, "trainable": "encoder"},
+    )
+    monkeypatch.setattr("liteasr.objective._decode", lambda *_: pytest.fail("decoded"))
+    assert training.run("run", "finetune.max_steps=1")[1] == 0
+
+
+def test_a_teacher_shares_the_decoder(tmp_path):
+    training = Training(tmp_path)
+    student, dense = (load_model(str(training.dense)) for _ in range(2))
+    with torch.no_grad():
+        student.model.decoder.layers[0].fc1.weight.add_(1)
+    Teacher(dense).share_decoder(student)
+    own, its = dense.model.decoder.layers[0], student.model.decoder.layers[0]
+    assert own.fc2.weight.data_ptr() == its.fc2.weight.data_ptr()
+    assert own.fc1.weight.data_ptr() != its.fc1.weight.data_ptr(), "this one is another"
+    own, its = dense.model.encoder.layers[0], student.model.encoder.layers[0]
+    assert own.fc1.weight.data_ptr() != its.fc1.weight.data_ptr(), "this one is to be trained"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cross_entropy_weight": 0}, r"logit_distillation_weight: one must be above 0"),
+        (
+            {"cross_entropy_weight": 0, "encoder_distillation_weight": 1},
+            r"finetune\.trainable: all, but no loss with a weight looks at the decoder",
+        ),
+        ({"patience": 2}, r"finetune\.patience: needs validation sets in data\.val"),
+        ({"ema_decay": 1.0}, r"finetune\.ema_decay: 1\.0 is not above 0 and below 1"),
+        ({"teacher": "./nowhere"}, r"finetune\.teacher: \./nowhere does not exist"),
+    ],
+)
+def test_refuses_what_makes_no_sense(tmp_path, changes, message):
+    training = Training(tmp_path, changes)
+    file = tmp_path / "recipe.json"
+    file.write_text(json.dumps(training.recipe))
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(file)
