@@ -202,7 +202,7 @@ def build_trainer(
             check_val_every_n_epoch=None if recipe.data.val else 1,
             use_distributed_sampler=False,
             callbacks=[*bars, *callbacks],
-            logger=run.logger if run is not None else False,
+            logger=run.loggers if run is not None else False,
             enable_checkpointing=checkpointing,
             enable_progress_bar=has_bar,
             enable_model_summary=False,

@@ -9,13 +9,15 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from liteasr.config import ConfigError, Recipe, load_recipe, to_yaml
+from liteasr.config import Logger as LoggerKind
 from liteasr.files import write_text
 
 __all__ = ["RunFolder", "is_first_process"]
@@ -27,7 +29,7 @@ Stage = dict[str, Any]
 _FREE_ON_RESUME = (
     *("run.name", "run.dir", "run.resume", "run.overwrite", "data.num_workers"),
     *("trainer.accelerator", "trainer.devices", "trainer.num_nodes", "trainer.strategy"),
-    *("trainer.num_threads", "trainer.log_every_n_steps", "compare."),
+    *("trainer.num_threads", "trainer.log_every_n_steps", "trainer.loggers", "compare."),
 )
 
 
@@ -68,21 +70,31 @@ class RunFolder:
         self._done: dict[str, Stage] | None = None
 
     @cached_property
-    def logger(self) -> CSVLogger:
-        """Logger of ``metrics.csv``, shared by all stages; an earlier attempt's file is kept."""
+    def loggers(self) -> list[Logger]:
+        """Loggers of all stages: ``metrics.csv``, and those of the recipe.
+
+        An earlier attempt's ``metrics.csv`` is kept beside the new one.
+        """
+        loggers = [self._make_logger(kind) for kind in self.recipe.trainer.loggers]
         table = self.path / "metrics.csv"
         if table.exists() and is_first_process():
             earlier = len(list(self.path.glob("metrics.*.csv"))) + 1
             table.rename(self.path / f"metrics.{earlier}.csv")
-        return CSVLogger(self.path, name=None, version="")
+        return [CSVLogger(self.path, name=None, version=""), *loggers]
+
+    def _make_logger(self, kind: LoggerKind) -> Logger:
+        if kind is LoggerKind.tensorboard:
+            return TensorBoardLogger(self.path, name="tensorboard", version="")
+        return WandbLogger(name=self.recipe.run.name, project="liteasr", save_dir=self.path)
 
     def log(self, stage: str, result: Stage) -> None:
-        """Add the WER of a stage to ``metrics.csv``."""
+        """Log the WER of a stage."""
         if result["wer"] is None:
             return
         rows = {f"{stage}/wer/{name}": wer for name, wer in result["datasets"].items()}
-        self.logger.log_metrics({f"{stage}/wer": result["wer"], **rows})
-        self.logger.save()
+        for logger in self.loggers:
+            logger.log_metrics({f"{stage}/wer": result["wer"], **rows})
+            logger.save()
 
     def check(self) -> None:
         """See whether :meth:`open` would succeed, without touching anything.
@@ -90,8 +102,14 @@ class RunFolder:
         Raises:
             ConfigError: If the folder holds something else, or a run and neither ``run.resume``
                 nor ``run.overwrite`` is set, or a run of another recipe is to be resumed, or it
-                cannot be written.
+                cannot be written; or if the package of a logger is not installed.
         """
+        for kind in self.recipe.trainer.loggers:
+            if find_spec(kind.value) is None:
+                raise ConfigError(
+                    f"trainer.loggers: {kind.value} is not installed; "
+                    f"pip install 'liteasr[{kind.value}]' brings it"
+                )
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"run.dir: {self.path} is a file")
         if self.path.is_dir() and any(self.path.iterdir()):

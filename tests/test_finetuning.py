@@ -11,6 +11,7 @@ import pytest
 import torch
 from runs import ROOT
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from trainable import Training
 
 import liteasr.evaluation_steps
@@ -173,6 +174,24 @@ def test_never_ends_worse_than_it_began(tmp_path, wers, caplog):
     assert kept(folder) == {"step": 0, "val_wer_before": 10.0, "val_wer": 10.0}
     assert differing(load_file(training.dense / "model.safetensors"), weights(folder)) == []
     assert "the model stays as it was" in caplog.text
+
+
+def test_logs_for_tensorboard_too(tmp_path):
+    training = Training(tmp_path, {"max_steps": 2})
+    folder, _ = training.run("run", "trainer.loggers=[tensorboard]")
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    logged = [event.value for event in events.Scalars("train/loss")]
+    assert logged == pytest.approx([float(row["train/loss"]) for row in rows(folder)])
+
+
+def test_a_logger_that_is_not_there_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("liteasr.runfolder.find_spec", lambda _: None)
+    folder, code = Training(tmp_path).run("run", "trainer.loggers=[wandb]")
+    assert code == 2
+    assert "trainer.loggers: wandb is not installed; pip install 'liteasr[wandb]'" in (
+        capsys.readouterr().err
+    )
+    assert not folder.exists()
 
 
 def test_stops_when_nothing_gets_better(tmp_path, wers):

@@ -8,8 +8,10 @@ import pytest
 from run_folders import RECIPE, REFERENCE, fake_comparison, fake_metrics, fake_run
 
 from liteasr.cli import main as liteasr
+from liteasr.config import ConfigError
 from liteasr.report import main as report
 from liteasr.reporting import write_report, write_report_or_warn
+from liteasr.reporting.curves_plot import read_curves
 
 PICTURES = {"outcome.png", "layers.png", "spectra.png", "timings.png"}
 VOID = {"meta", "img", "link", "br", "hr", "input"}
@@ -136,6 +138,37 @@ def test_rendering_again_gives_the_same(run, capsys):
     assert liteasr(["report", str(run)]) == 0
     assert capsys.readouterr().out.strip() == str(first)
     assert {file.name: file.read_bytes() for file in first.parent.iterdir()} == before
+
+
+TABLES = (
+    "epoch,step,train/loss,train/ctc_loss,val/wer,val/wer/a,val/wer/b\n"
+    "0,9,5.0,2.5,,,\n0,9,,,40.0,30.0,50.0\n0,19,4.0,2.0,,,\n0,29,9.0,9.0,,,\n",
+    "epoch,step,train/loss,train/ctc_loss,val/wer,val/wer/a,val/wer/b\n"
+    "0,29,3.0,1.5,,,\n0,39,,,20.0,15.0,25.0\n",
+)
+
+
+def test_training_has_its_curves(run):
+    """Those of an attempt that was interrupted too, up to where the next one went on."""
+    names = ("metrics.1.csv", "metrics.csv")
+    for name, text in zip(names, TABLES, strict=True):
+        (run / name).write_text(text)
+    curves = read_curves([run / name for name in names], before=60.0, kept=40)
+    assert curves.losses == {
+        "loss": {10: 5.0, 20: 4.0, 30: 3.0},
+        "CTC": {10: 2.5, 20: 2.0, 30: 1.5},
+    }
+    assert curves.wers["mean of sets"] == {10: 40.0, 40: 20.0}
+    assert curves.wers["b"] == {10: 50.0, 40: 25.0}
+    metrics = fake_metrics()
+    trained = metrics["compressed"] | {"step": 40, "val_wer_before": 60.0, "val_wer": 20.0}
+    (run / "metrics.json").write_text(json.dumps(metrics | {"finetuned": trained}))
+    page = Page(write_report(run))
+    assert "Training losses, and validation WER" in page.words
+    assert (run / "report" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    (run / "metrics.csv").write_text("step,train/loss\n1,many\n")
+    with pytest.raises(ConfigError, match=r"metrics\.csv cannot be read"):
+        write_report(run)
 
 
 def test_a_run_without_spectra_predictions_or_sets_has_a_report_too(run):

@@ -167,7 +167,10 @@ def type_in_words(hint: Any, key: str) -> str:
         below = get_args(hint)[1]
         return "keys and values" if below is Any else "entries by name"
     if get_origin(hint) is list:
-        return f"list of {WORDS[get_args(hint)[0]]}s"
+        (inner,) = get_args(hint)
+        if inner in WORDS:
+            return f"list of {WORDS[inner]}s"
+        return f"list of {type_in_words(inner, key)}"
     if isinstance(hint, type) and issubclass(hint, Enum):
         return _either([str(member.value) for member in hint])
     wording = [one.wording for one in RANGES if key in one.keys]

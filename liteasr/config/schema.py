@@ -28,6 +28,7 @@ __all__ = [
     "EvaluationConfig",
     "ExportConfig",
     "FinetuneConfig",
+    "Logger",
     "LongForm",
     "ModelConfig",
     "Recipe",
@@ -115,6 +116,13 @@ class Trainable(Enum):
     factors = "factors"
     encoder = "encoder"
     all = "all"
+
+
+class Logger(Enum):
+    """Where a run logs besides ``metrics.csv``."""
+
+    tensorboard = "tensorboard"
+    wandb = "wandb"
 
 
 @dataclass
@@ -370,6 +378,9 @@ class TrainerConfig:
     limit if absent or 0."""
     log_every_n_steps: int = 10
     """Optimizer steps between two rows of ``metrics.csv``."""
+    loggers: list[Logger] = field(default_factory=list)
+    """Loggers besides ``metrics.csv``: ``tensorboard`` (a folder of the run) and
+    ``wandb`` (its own environment variables apply). No argument of Lightning's by this name."""
     num_threads: int | None = None
     """CPU threads of torch; all cores if absent. Not an argument of Lightning's."""
 

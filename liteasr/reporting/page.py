@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from liteasr.files import write_text
+from liteasr.reporting.curves_plot import curves_plot
 from liteasr.reporting.heat_map import heat_map
 from liteasr.reporting.outcome_plots import outcome_plot, timings_plot
 from liteasr.reporting.record import RunRecord, read_run
@@ -53,7 +54,7 @@ def write_run_report(folder: Path) -> Path:
 
 def _drawings(record: RunRecord) -> dict[str, Drawing | None]:
     """Picture → what draws it, ``None`` where the run has nothing to show."""
-    plan, spectra = record.plan, record.spectra
+    plan, spectra, curves = record.plan, record.spectra, record.curves
     has_layers = plan is not None and bool(plan.layers)
     return {
         "outcome.png": lambda path: outcome_plot(record.stages, path),
@@ -61,6 +62,7 @@ def _drawings(record: RunRecord) -> dict[str, Drawing | None]:
         "spectra.png": (
             (lambda path: spectra_plot(spectra, plan, path)) if plan and spectra else None
         ),
+        "curves.png": (lambda path: curves_plot(curves, path)) if curves else None,
         "timings.png": (lambda path: timings_plot(record.seconds, path)),
     }
 

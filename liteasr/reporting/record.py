@@ -15,6 +15,7 @@ from liteasr.compression.spectra import Spectra
 from liteasr.config import ConfigError
 from liteasr.environment import FORMAT
 from liteasr.predictions import Prediction, read_predictions
+from liteasr.reporting.curves_plot import LearningCurves, read_curves
 
 __all__ = [
     "STAGES",
@@ -43,6 +44,7 @@ class RunRecord:
         plan: ``plan.json``; ``None`` if nothing was compressed.
         spectra: ``spectra.json``, if the method gave any.
         predictions: Stage → utterances; empty where none are kept.
+        curves: How training went; ``None`` if nothing was trained.
         seconds: Part of the run → seconds, in their order.
         environment: ``environment.json``.
     """
@@ -54,6 +56,7 @@ class RunRecord:
     plan: CompressionPlan | None
     spectra: Spectra | None
     predictions: Mapping[str, list[Prediction]]
+    curves: LearningCurves | None
     seconds: Mapping[str, float]
     environment: Mapping[str, Any]
 
@@ -87,6 +90,7 @@ def read_run(folder: Path) -> RunRecord:
                 for name in stages
                 if (found := read_predictions(folder / "predictions", name))
             },
+            curves=_curves(folder, metrics["finetuned"]),
             seconds=_seconds(folder, metrics["timing_s"]),
             environment=environment,
         )
@@ -172,6 +176,18 @@ def _read_metrics(folder: Path) -> dict[str, Any]:
     if all(metrics[stage] is None for stage in STAGES):
         raise ConfigError(f"{file}: nothing was measured")
     return metrics
+
+
+def _curves(folder: Path, finetuned: Mapping[str, Any] | None) -> LearningCurves | None:
+    """What ``metrics.csv`` holds, and the tables of attempts that were interrupted."""
+    if finetuned is None:
+        return None
+    earlier = sorted(folder.glob("metrics.*.csv"), key=lambda file: int(file.name.split(".")[1]))
+    files = [file for file in (*earlier, folder / "metrics.csv") if file.is_file()]
+    try:
+        return read_curves(files, finetuned.get("val_wer_before"), finetuned.get("step"))
+    except (ValueError, KeyError) as error:
+        raise ConfigError(f"{folder}: metrics.csv cannot be read: {error}") from error
 
 
 def _seconds(folder: Path, timing: Mapping[str, float]) -> dict[str, float]:
