@@ -13,6 +13,7 @@ from pathlib import Path
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 
 from liteasr.callbacks import CompressionCallback, DecodingProgress
 from liteasr.compression import (
@@ -23,9 +24,11 @@ from liteasr.compression import (
     find_method,
 )
 from liteasr.config import (
+    FSDP,
     CompressionConfig,
     ConfigError,
     Recipe,
+    TrainerConfig,
     Weights,
     parse_budget,
     parse_thresholds,
@@ -159,6 +162,25 @@ def build_callback(config: CompressionConfig, statistics: Path) -> CompressionCa
     return cls(method, statistics_dir=statistics, save_every=config.save_every)
 
 
+def _strategy(config: TrainerConfig, *, trains: bool) -> str | Strategy:
+    """What Lightning takes; weights are split in training only."""
+    if config.strategy != FSDP:
+        return config.strategy
+    if not trains:
+        return "auto"
+    # Without a count of its own, it would split tensors over the devices of a machine. "auto"
+    # here is the number of machines, so that the processes have to be counted.
+    return _EveryProcess(tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+
+class _EveryProcess(ModelParallelStrategy):
+    """Data-parallel over all processes: Lightning has to be told their number, known only here."""
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+
 def build_trainer(
     recipe: Recipe, run: RunFolder | None, callbacks: Sequence[L.Callback] = (), steps: int = 0
 ) -> L.Trainer:
@@ -185,7 +207,7 @@ def build_trainer(
             accelerator=config.accelerator,
             devices=config.devices,
             num_nodes=config.num_nodes,
-            strategy=config.strategy,
+            strategy=_strategy(config, trains=steps > 0),
             precision=config.precision,  # type: ignore[arg-type]
             accumulate_grad_batches=config.accumulate_grad_batches,
             gradient_clip_val=config.gradient_clip_val,
@@ -206,6 +228,8 @@ def build_trainer(
             enable_checkpointing=checkpointing,
             enable_progress_bar=has_bar,
             enable_model_summary=False,
+            # Weights that are split must not be gathered into tensors of inference mode.
+            inference_mode=config.strategy != FSDP,
             default_root_dir=None if run is None else run.path,
         )
     except (ValueError, TypeError, RuntimeError) as error:

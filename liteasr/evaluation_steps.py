@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, ClassVar
 
 import lightning as L
@@ -17,6 +18,7 @@ from transformers import WhisperForConditionalGeneration
 from liteasr.distributed import raise_together
 from liteasr.evaluation_counts import EncoderComparison, Evaluation
 from liteasr.metrics import macro_average
+from liteasr.sharding import whole
 
 __all__ = ["EvaluationSteps"]
 
@@ -52,6 +54,7 @@ class EvaluationSteps(L.LightningModule):
         # Plain objects: no part of the model, so neither saved, wrapped nor cast.
         self._evaluation = Evaluation([], self.device)
         self._comparison: EncoderComparison | None = None
+        self._whole = ExitStack()
 
     @abstractmethod
     def encode(self, features_BMF: Tensor) -> Tensor:
@@ -147,7 +150,8 @@ class EvaluationSteps(L.LightningModule):
         self.encoder_relative_error = None if comparison is None else comparison.compute()
 
     def on_validation_epoch_start(self) -> None:
-        """Reset the counts."""
+        """Reset the counts; gather weights that are split over processes."""
+        self._whole.enter_context(whole(self))
         self._start("val")
 
     def validation_step(
@@ -157,8 +161,9 @@ class EvaluationSteps(L.LightningModule):
         self._evaluate(batch, "val", dataloader_idx)
 
     def on_validation_epoch_end(self) -> None:
-        """Log WER."""
+        """Log WER; weights go back to where they were."""
         self._finish("val")
+        self._whole.close()
 
     def on_test_epoch_start(self) -> None:
         """Reset the counts."""

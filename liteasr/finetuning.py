@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ _MONITOR = "val/wer"
 
 @dataclass(frozen=True)
 class _Candidate:
-    """Weights that a run may end with: of a checkpoint, of step 0, or else the live ones."""
+    """Weights that a run may end with: of a checkpoint, or those from before training."""
 
     wer: float | None
     step: int
@@ -68,9 +69,19 @@ def finetune(
     resumable = recipe.run.resume and last.is_file()
     trainer.fit(module, datamodule=datamodule, ckpt_path=str(last) if resumable else None)
     module.learn_from(None)
-    kept = _choose(recipe, trainer, module, datamodule, best, before)
-    _write(recipe, run, module, kept)
+    final = run.checkpoints / "final.ckpt"
+    trainer.save_checkpoint(final, weights_only=recipe.finetune.ema_decay is None)
+    end = _Candidate(None, trainer.global_step, final)
+    kept = end
+    if best is not None:
+        candidates = _candidates(best, before)
+        if end.step % recipe.finetune.val_every and all(one.step != end.step for one in candidates):
+            candidates.append(_measured(recipe, run, end, datamodule))
+        kept = _choose(candidates)
+    _write(recipe, run, kept)
     trainer.strategy.barrier("liteasr_model_saved")
+    if is_first_process():
+        final.unlink()
     return {
         "seconds": time.perf_counter() - started,
         "step": kept.step,
@@ -137,26 +148,26 @@ def _callbacks(recipe: Recipe, run: RunFolder, best: ModelCheckpoint | None) -> 
     return [*callbacks, LastCheckpoint(run.checkpoints, every)]
 
 
-def _choose(
-    recipe: Recipe,
-    trainer: L.Trainer,
-    module: WhisperModule,
-    datamodule: SpeechDataModule,
-    best: ModelCheckpoint | None,
-    before: float | None,
-) -> _Candidate:
-    """Weights with the lowest validation WER; of equal ones those that were trained less."""
-    end = trainer.global_step
-    if best is None:
-        return _Candidate(None, end)
+def _candidates(best: ModelCheckpoint, before: float | None) -> list[_Candidate]:
+    """The weights from before training, and those of the best validation."""
     candidates = [] if before is None else [_Candidate(before, 0)]
     if best.best_model_path and best.best_model_score is not None:
         file = Path(best.best_model_path)
         step = int(torch.load(file, map_location="cpu", weights_only=True)["global_step"])
         candidates.append(_Candidate(float(best.best_model_score), step, file))
-    if end % recipe.finetune.val_every and not any(one.step == end for one in candidates):
-        trainer.validate(module, datamodule=datamodule, verbose=False)
-        candidates.append(_Candidate(float(trainer.callback_metrics[_MONITOR]), end))
+    return candidates
+
+
+def _measured(
+    recipe: Recipe, run: RunFolder, candidate: _Candidate, datamodule: SpeechDataModule
+) -> _Candidate:
+    """A candidate with its validation WER."""
+    module = _loaded(recipe, run, candidate)
+    return replace(candidate, wer=evaluate_module(recipe, module, datamodule, "val")["wer"])
+
+
+def _choose(candidates: Sequence[_Candidate]) -> _Candidate:
+    """Weights with the lowest validation WER; of equal ones those that were trained less."""
     kept = min(candidates, key=lambda one: (round(one.wer or 0.0, 4), one.step))
     if kept.step == 0 and is_first_process():
         log.warning(
@@ -167,13 +178,16 @@ def _choose(
     return kept
 
 
-def _write(recipe: Recipe, run: RunFolder, module: WhisperModule, kept: _Candidate) -> None:
-    """Write the weights that were chosen as ``model/``."""
-    if kept.checkpoint is not None:
-        state = torch.load(kept.checkpoint, map_location="cpu", weights_only=True)["state_dict"]
-        module.load_state_dict(state)
-    elif kept.step == 0:
-        if run.model.is_dir():
-            return
-        module = build_module(recipe)
-    save_model(recipe, run.model, module)
+def _loaded(recipe: Recipe, run: RunFolder, candidate: _Candidate) -> WhisperModule:
+    """A module with a candidate's weights: none of it is split over processes."""
+    module = build_module(recipe, str(run.model) if run.model.is_dir() else None)
+    if candidate.checkpoint is not None:
+        saved = torch.load(candidate.checkpoint, map_location="cpu", weights_only=True)
+        module.load_state_dict(saved["state_dict"])
+    return module
+
+
+def _write(recipe: Recipe, run: RunFolder, kept: _Candidate) -> None:
+    """Write the weights that were chosen as ``model/``, unless they are there."""
+    if kept.checkpoint is not None or not run.model.is_dir():
+        save_model(recipe, run.model, _loaded(recipe, run, kept))

@@ -24,6 +24,7 @@ from liteasr.loading import load
 from liteasr.modeling import LowRankLinear, ReducedAttention, use_fast_inference
 from liteasr.modeling.decoder import WhisperDecoder
 from liteasr.objective import LossWeights, Objective
+from liteasr.sharding import is_sharded, shard
 from liteasr.text import make_normalizer
 
 __all__ = ["WhisperModule"]
@@ -182,6 +183,14 @@ class WhisperModule(EvaluationSteps):
 
     # ------------------------------------------------------------------ training
 
+    def configure_model(self) -> None:
+        """Split the weights over processes, if the strategy says so."""
+        mesh = self.device_mesh
+        if mesh is None or is_sharded(self):
+            return
+        layers = [*self.encoder.layers, *self.model.get_decoder().layers]
+        shard(self, layers, mesh["data_parallel"], "training_step")
+
     def setup(self, stage: str) -> None:
         """Freeze what the stage does not train."""
         # Without training nothing need be frozen, and DDP refuses a model without gradients.
@@ -198,7 +207,7 @@ class WhisperModule(EvaluationSteps):
         teacher = self.objective.teacher
         if teacher is not None:
             teacher.to(self.device, self.model.dtype)
-            if self.hparams["trainable"] != "all":
+            if self.hparams["trainable"] != "all" and not is_sharded(self):
                 teacher.share_decoder(self.model)
 
     def _mask_as_asked(self) -> None:

@@ -14,6 +14,7 @@ from liteasr.config.errors import ConfigError
 from liteasr.config.load import load_recipe, to_yaml
 from liteasr.config.schema import (
     DEMO_SPLITS,
+    FSDP,
     ROLES,
     TRANSCRIPT_COLUMNS,
     AttentionKernel,
@@ -42,6 +43,7 @@ from liteasr.config.schema_compare import CompareConfig, CompareMethodConfig, Se
 
 __all__ = [
     "DEMO_SPLITS",
+    "FSDP",
     "METHOD_NAMES",
     "ROLES",
     "TRANSCRIPT_COLUMNS",

@@ -15,6 +15,7 @@ from liteasr.config.check_compression import check_compression, check_goal
 from liteasr.config.errors import did_you_mean
 from liteasr.config.schema import (
     DEMO_SPLITS,
+    FSDP,
     ROLES,
     Recipe,
     SourceConfig,
@@ -31,8 +32,11 @@ PRECISIONS = (
 )
 """Values of ``trainer.precision``, Lightning's."""
 
-STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false")
-"""Values of ``trainer.strategy``: every process holds the whole model and runs the whole script."""
+STRATEGIES = (
+    *("auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false"),
+    FSDP,
+)
+"""Values of ``trainer.strategy``, those a model can be written from."""
 
 
 class Range(NamedTuple):
@@ -294,6 +298,8 @@ def _trainer(recipe: Recipe) -> Iterator[str]:
             f"trainer.strategy: {strategy!r} is none of {', '.join(STRATEGIES)}, "
             f"those this version can write a model from{hint}"
         )
+    if strategy == FSDP and recipe.finetune.ema_decay is not None:
+        yield "finetune.ema_decay: Lightning averages no weights that fsdp has split"
     devices = recipe.trainer.devices
     if not isinstance(devices, str) and not _are_devices(devices):
         yield f"trainer.devices: {devices!r} is no count, no list of indices and not auto"

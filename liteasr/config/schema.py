@@ -17,6 +17,7 @@ from liteasr.config.schema_compare import CompareConfig
 
 __all__ = [
     "DEMO_SPLITS",
+    "FSDP",
     "ROLES",
     "TRANSCRIPT_COLUMNS",
     "AttentionKernel",
@@ -47,6 +48,9 @@ ROLES = ("calibration", "train", "val", "test")
 """Keys of ``data`` that hold sources by name."""
 
 TRANSCRIPT_COLUMNS = ["text", "sentence", "normalized_text", "transcript", "transcription"]
+
+FSDP = "fsdp"
+"""Strategy that splits the weights over processes while they are trained."""
 
 DEMO_SPLITS = ("calibration", "evaluation")
 """Values of ``split`` of the built-in demo data."""
@@ -368,7 +372,8 @@ class TrainerConfig:
     num_nodes: int = 1
     """Machines that the run is spread over."""
     strategy: str = "auto"
-    """How processes work together; ``auto`` is ``ddp`` where there are several."""
+    """How processes work together; ``auto`` is ``ddp`` where there are several. ``fsdp`` splits the
+    weights over the processes in the training stage (FSDP2)."""
     precision: str = "32-true"
     """Arithmetic of the forward and backward passes."""
     accumulate_grad_batches: int = 1

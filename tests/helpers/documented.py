@@ -82,7 +82,7 @@ def check_command(words: list[str], monkeypatch, capsys) -> None:
             _check_liteasr([command, *parsed.training_script_args], monkeypatch, capsys)
         case ["python", script, *arguments]:
             _check_script(ROOT / script, arguments, monkeypatch)
-        case ["bash", script, *_]:
+        case ["bash" | "sbatch", script, *_]:
             assert (ROOT / script).is_file(), script
         case ["source", ".venv/bin/activate"] | ["git", "clone", *_] | ["cd", _]:
             pass
