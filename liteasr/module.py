@@ -177,9 +177,25 @@ class WhisperModule(EvaluationSteps):
             checkpoint[self.PLAN_KEY] = self.compression_plan.to_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Rebuild the structure before the weights are loaded into it."""
+        """Rebuild the structure before the weights are loaded into it.
+
+        Raises:
+            ConfigError: If the checkpoint is of another model or another plan.
+        """
+        theirs = checkpoint.get("hyper_parameters", {}).get("model_id", "another model")
+        names = f"checkpoint: made from {theirs}, does not fit {self.hparams['model_id']}"
         if self.PLAN_KEY in checkpoint:
-            self.apply_plan(CompressionPlan.from_dict(checkpoint[self.PLAN_KEY]))
+            try:
+                self.apply_plan(CompressionPlan.from_dict(checkpoint[self.PLAN_KEY]))
+            except ValueError as error:
+                raise ConfigError(f"{names}: its plan is another one: {error}") from error
+        own = self.state_dict()
+        for name, saved in checkpoint["state_dict"].items():
+            if name not in own:
+                raise ConfigError(f"{names}, which has no {name}")
+            if own[name].shape != saved.shape:
+                here, there = tuple(own[name].shape), tuple(saved.shape)
+                raise ConfigError(f"{names}: {name} has shape {there} there and {here} here")
 
     # ------------------------------------------------------------------ training
 

@@ -12,10 +12,11 @@ import torch
 from runs import ROOT
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from trainable import Training
+from trainable import Training, make_shape
 
 import liteasr.evaluation_steps
 from liteasr import WhisperModule
+from liteasr.compression import CompressionPlan, LayerPlan
 from liteasr.config import ConfigError, load_recipe
 from liteasr.distillation import Teacher
 from liteasr.loading import load_model
@@ -235,6 +236,22 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch, capsys):
     saved = checkpoint(folder)
     assert saved["global_step"] == 3
     assert all(torch.isfinite(tensor).all() for tensor in saved["state_dict"].values())
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    folder, _ = Training(tmp_path, {"max_steps": 1}).run("run")
+    other = make_shape(tmp_path / "other", weights=True, encoder_ffn_dim=128)
+    with pytest.raises(
+        ConfigError, match=r"from .*dense, does not fit .*other: .*\(256, 64\)"
+    ):
+        WhisperModule(str(other)).on_load_checkpoint(checkpoint(folder))
+    plan = CompressionPlan(
+        {"model.encoder.layers.0.fc1": LayerPlan(64, 256, 8, 0.9, 16640, 2816)}, "pca"
+    )
+    module = WhisperModule(str(tmp_path / "dense"))
+    module.apply_plan(plan)
+    with pytest.raises(ConfigError, match=r"which has no model\.model\.encoder\.layers\.0\.fc1"):
+        module.on_load_checkpoint(checkpoint(folder))
 
 
 def test_distillation_is_logged_and_begins_at_nothing(tmp_path):
