@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 
 from liteasr.callbacks import CompressionCallback, DecodingProgress
+from liteasr.checkpoint_io import AtomicCheckpointIO
 from liteasr.compression import (
     Budget,
     CompressionMethod,
@@ -224,6 +225,7 @@ def build_trainer(
             check_val_every_n_epoch=None if recipe.data.val else 1,
             use_distributed_sampler=False,
             callbacks=[*bars, *callbacks],
+            plugins=[AtomicCheckpointIO()],
             logger=run.loggers if run is not None else False,
             enable_checkpointing=checkpointing,
             enable_progress_bar=has_bar,

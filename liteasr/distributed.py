@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -9,7 +10,9 @@ import torch.distributed as dist
 
 from liteasr.config import ConfigError
 
-__all__ = ["gather_lists", "raise_together"]
+log = logging.getLogger(__name__)
+
+__all__ = ["gather_lists", "raise_together", "wait_for_all"]
 
 Item = TypeVar("Item")
 
@@ -29,6 +32,16 @@ def gather_lists(items: Sequence[Item]) -> list[Item]:
         gathered = [[] for _ in range(dist.get_world_size())]
         dist.all_gather_object(gathered, list(items))
     return [item for part in gathered for item in part]
+
+
+def wait_for_all(name: str) -> None:
+    """Wait until every process is here; with one process, do nothing.
+
+    Args:
+        name: Of the place, for a trace.
+    """
+    log.debug("waiting at %s", name)
+    gather_lists([name])
 
 
 def raise_together(errors: Sequence[str]) -> None:

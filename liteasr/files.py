@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["atomic_folder", "atomic_path", "write_text"]
+__all__ = ["atomic_folder", "atomic_path", "recover", "write_text"]
 
 
 @contextmanager
@@ -64,3 +64,23 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
             os.replace(old, folder)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def recover(folder: Path) -> None:
+    """Put right what a process left that was killed while it wrote into a folder or one below it.
+
+    A folder whose new content was not yet in place comes back; half-written files go.
+
+    Args:
+        folder: Where :func:`atomic_path` and :func:`atomic_folder` were used.
+    """
+    for old in list(folder.rglob(".*.old")):
+        # As atomic_folder names it: a dot, the name, the process, the ending.
+        place = old.with_name(old.name[1:].rsplit(".", 2)[0])
+        if not place.exists():
+            os.replace(old, place)
+    for left in [*folder.rglob(".*.old"), *folder.rglob(".*.tmp")]:
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink(missing_ok=True)

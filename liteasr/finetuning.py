@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from liteasr.builders import build_module, build_trainer
 from liteasr.callbacks import LastCheckpoint, SeededSteps, StopOnNonFiniteLoss
 from liteasr.config import ConfigError, Recipe, Weights
 from liteasr.data import SpeechDataModule
+from liteasr.distributed import wait_for_all
 from liteasr.loading import load_model
 from liteasr.module import WhisperModule
 from liteasr.runfolder import RunFolder, is_first_process
@@ -27,6 +29,7 @@ __all__ = ["finetune"]
 log = logging.getLogger(__name__)
 
 _MONITOR = "val/wer"
+_BEST, _LAST = "best.ckpt", "last.ckpt"
 
 
 @dataclass(frozen=True)
@@ -60,33 +63,44 @@ def finetune(
         ConfigError: If the teacher cannot be used, or a checkpoint is of another model.
         RunError: If the loss becomes infinite or no number.
     """
-    started = time.perf_counter()
     before = _measure_before(recipe, run, module, datamodule)
-    _find_teacher(recipe, module)
-    best = _best_checkpoint(recipe, run)
-    trainer = build_trainer(recipe, run, _callbacks(recipe, run, best), recipe.finetune.max_steps)
-    last = run.checkpoints / "last.ckpt"
-    resumable = recipe.run.resume and last.is_file()
-    trainer.fit(module, datamodule=datamodule, ckpt_path=str(last) if resumable else None)
-    module.learn_from(None)
-    final = run.checkpoints / "final.ckpt"
-    trainer.save_checkpoint(final, weights_only=recipe.finetune.ema_decay is None)
-    end = _Candidate(None, trainer.global_step, final)
-    kept = end
-    if best is not None:
-        candidates = _candidates(best, before)
-        if end.step % recipe.finetune.val_every and all(one.step != end.step for one in candidates):
-            candidates.append(_measured(recipe, run, end, datamodule))
-        kept = _choose(candidates)
+    trained = run.stage("train", lambda: _train(recipe, run, module, datamodule))
+    started = time.perf_counter()
+    kept = _choose(_candidates(recipe, run, datamodule, trained, before))
     _write(recipe, run, kept)
-    trainer.strategy.barrier("liteasr_model_saved")
-    if is_first_process():
-        final.unlink()
+    wait_for_all("liteasr_model_saved")
     return {
-        "seconds": time.perf_counter() - started,
+        "seconds": trained["seconds"] + time.perf_counter() - started,
         "step": kept.step,
         "val_wer_before": before,
         "val_wer": kept.wer,
+    }
+
+
+def _train(
+    recipe: Recipe, run: RunFolder, module: WhisperModule, datamodule: SpeechDataModule
+) -> dict[str, Any]:
+    """Train to the end; ``last.ckpt`` and ``best.ckpt`` are what is left of it.
+
+    Returns:
+        ``seconds``, ``step`` of the last weights, and ``wer`` and ``best_step`` of the best
+        validation, ``None`` if there was none.
+    """
+    started = time.perf_counter()
+    _find_teacher(recipe, module)
+    best = _best_checkpoint(recipe, run)
+    trainer = build_trainer(recipe, run, _callbacks(recipe, run, best), recipe.finetune.max_steps)
+    last = run.checkpoints / _LAST
+    resumable = recipe.run.resume and last.is_file()
+    trainer.fit(module, datamodule=datamodule, ckpt_path=str(last) if resumable else None)
+    module.learn_from(None)
+    trainer.save_checkpoint(last)
+    score = None if best is None else best.best_model_score
+    return {
+        "seconds": time.perf_counter() - started,
+        "step": trainer.global_step,
+        "wer": None if score is None else float(score),
+        "best_step": None if score is None else _load(run.checkpoints / _BEST)["global_step"],
     }
 
 
@@ -97,9 +111,7 @@ def _measure_before(
     if not recipe.data.val or recipe.model.weights is Weights.random:
         return None
 
-    def measure() -> dict[str, Any]:
-        return {"wer": evaluate_module(recipe, module, datamodule, "val")["wer"]}
-
+    measure = partial(_val_wer, recipe, module, datamodule)
     wer: float = run.stage("before_finetuning", measure)["wer"]
     return wer
 
@@ -148,22 +160,35 @@ def _callbacks(recipe: Recipe, run: RunFolder, best: ModelCheckpoint | None) -> 
     return [*callbacks, LastCheckpoint(run.checkpoints, every)]
 
 
-def _candidates(best: ModelCheckpoint, before: float | None) -> list[_Candidate]:
-    """The weights from before training, and those of the best validation."""
+def _candidates(
+    recipe: Recipe,
+    run: RunFolder,
+    datamodule: SpeechDataModule,
+    trained: dict[str, Any],
+    before: float | None,
+) -> list[_Candidate]:
+    """The weights from before training, of the best validation, and the last ones; or just these.
+
+    The last ones are measured if they were not.
+    """
+    end = _Candidate(None, trained["step"], run.checkpoints / _LAST)
+    if not recipe.data.val:
+        return [end]
     candidates = [] if before is None else [_Candidate(before, 0)]
-    if best.best_model_path and best.best_model_score is not None:
-        file = Path(best.best_model_path)
-        step = int(torch.load(file, map_location="cpu", weights_only=True)["global_step"])
-        candidates.append(_Candidate(float(best.best_model_score), step, file))
+    if trained["best_step"] is not None:
+        best = run.checkpoints / _BEST
+        candidates.append(_Candidate(trained["wer"], trained["best_step"], best))
+    if end.step % recipe.finetune.val_every:
+        module = _loaded(recipe, run, end)
+        wer = run.stage("measure_last", lambda: _val_wer(recipe, module, datamodule))["wer"]
+        candidates.append(replace(end, wer=wer))
     return candidates
 
 
-def _measured(
-    recipe: Recipe, run: RunFolder, candidate: _Candidate, datamodule: SpeechDataModule
-) -> _Candidate:
-    """A candidate with its validation WER."""
-    module = _loaded(recipe, run, candidate)
-    return replace(candidate, wer=evaluate_module(recipe, module, datamodule, "val")["wer"])
+def _val_wer(
+    recipe: Recipe, module: WhisperModule, datamodule: SpeechDataModule
+) -> dict[str, float | None]:
+    return {"wer": evaluate_module(recipe, module, datamodule, "val")["wer"]}
 
 
 def _choose(candidates: Sequence[_Candidate]) -> _Candidate:
@@ -182,9 +207,13 @@ def _loaded(recipe: Recipe, run: RunFolder, candidate: _Candidate) -> WhisperMod
     """A module with a candidate's weights: none of it is split over processes."""
     module = build_module(recipe, str(run.model) if run.model.is_dir() else None)
     if candidate.checkpoint is not None:
-        saved = torch.load(candidate.checkpoint, map_location="cpu", weights_only=True)
-        module.load_state_dict(saved["state_dict"])
+        module.load_state_dict(_load(candidate.checkpoint)["state_dict"])
     return module
+
+
+def _load(checkpoint: Path) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    return content
 
 
 def _write(recipe: Recipe, run: RunFolder, kept: _Candidate) -> None:

@@ -18,7 +18,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 from liteasr.config import ConfigError, Recipe, load_recipe, to_yaml
 from liteasr.config import Logger as LoggerKind
-from liteasr.files import write_text
+from liteasr.files import recover, write_text
 
 __all__ = ["RunFolder", "is_first_process"]
 
@@ -153,6 +153,7 @@ class RunFolder:
         self.check()
         if self.recipe.run.overwrite and self.path.is_dir():
             shutil.rmtree(self.path)
+        recover(self.path)
         self._is_new = not self._recipe_file.exists()
         # Stored as a recipe that may be run again without deleting what it made.
         stored = replace(self.recipe, run=replace(self.recipe.run, overwrite=False, resume=False))

@@ -4,6 +4,9 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers, and the processes that they start, leave each other room.
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 from pathlib import Path
 

@@ -1,6 +1,7 @@
 """Training after compression, or alone: what is kept, and how it goes on after an interrupt."""
 
 import csv
+import errno
 import json
 import os
 import signal
@@ -238,12 +239,28 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch, capsys):
     assert all(torch.isfinite(tensor).all() for tensor in saved["state_dict"].values())
 
 
+def test_a_disk_that_is_full_leaves_the_checkpoint_before(tmp_path, monkeypatch, capsys):
+    save, saved = torch.save, []
+
+    def full(content, path, *args):
+        saved.append(path)
+        save(content, path, *args)
+        if len(saved) == 2:
+            path.write_bytes(path.read_bytes()[:100])
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("liteasr.checkpoint_io.torch.save", full)
+    folder, code = Training(tmp_path).run("run")
+    assert code == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert checkpoint(folder)["global_step"] == 3
+    assert [file.name for file in (folder / "checkpoints").iterdir()] == ["last.ckpt"]
+
+
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     folder, _ = Training(tmp_path, {"max_steps": 1}).run("run")
     other = make_shape(tmp_path / "other", weights=True, encoder_ffn_dim=128)
-    with pytest.raises(
-        ConfigError, match=r"from .*dense, does not fit .*other: .*\(256, 64\)"
-    ):
+    with pytest.raises(ConfigError, match=r"from .*dense, does not fit .*other: .*\(256, 64\)"):
         WhisperModule(str(other)).on_load_checkpoint(checkpoint(folder))
     plan = CompressionPlan(
         {"model.encoder.layers.0.fc1": LayerPlan(64, 256, 8, 0.9, 16640, 2816)}, "pca"

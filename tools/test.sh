@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Install and run the tests.
+# Install and run the tests, on up to four cores.
 #
 #   bash tools/test.sh [arguments of pytest]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash tools/install.sh
-exec "${VENV:-.venv}/bin/python" -m pytest "$@"
+exec "${VENV:-.venv}/bin/python" -m pytest -n auto --maxprocesses 4 --dist loadfile "$@"
