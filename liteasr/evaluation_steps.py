@@ -37,6 +37,7 @@ class EvaluationSteps(L.LightningModule):
             and decoder, all processes together; reading audio and making features not counted.
         encoder_rtfx: The same for the encoder alone; ``None`` where audio over one window was
             decoded by Whisper's sequential algorithm.
+        validated_step: Optimizer steps that were done at the last validation; ``None`` before one.
     """
 
     WINDOWS_AT_ONCE: ClassVar[int] = 32
@@ -51,6 +52,7 @@ class EvaluationSteps(L.LightningModule):
         self.encoder_relative_error: float | None = None
         self.rtfx: float | None = None
         self.encoder_rtfx: float | None = None
+        self.validated_step: int | None = None
         # Plain objects: no part of the model, so neither saved, wrapped nor cast.
         self._evaluation = Evaluation([], self.device)
         self._comparison: EncoderComparison | None = None
@@ -164,6 +166,7 @@ class EvaluationSteps(L.LightningModule):
         """Log WER; weights go back to where they were."""
         self._finish("val")
         self._whole.close()
+        self.validated_step = self.global_step
 
     def on_test_epoch_start(self) -> None:
         """Reset the counts."""

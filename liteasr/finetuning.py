@@ -83,8 +83,8 @@ def _train(
     """Train to the end; ``last.ckpt`` and ``best.ckpt`` are what is left of it.
 
     Returns:
-        ``seconds``, ``step`` of the last weights, and ``wer`` and ``best_step`` of the best
-        validation, ``None`` if there was none.
+        ``seconds``, ``step`` of the last weights, ``validated_step`` of the last validation, and
+        ``wer`` and ``best_step`` of the best one, ``None`` if there was none.
     """
     started = time.perf_counter()
     _find_teacher(recipe, module)
@@ -99,6 +99,7 @@ def _train(
     return {
         "seconds": time.perf_counter() - started,
         "step": trainer.global_step,
+        "validated_step": module.validated_step,
         "wer": None if score is None else float(score),
         "best_step": None if score is None else _load(run.checkpoints / _BEST)["global_step"],
     }
@@ -178,7 +179,8 @@ def _candidates(
     if trained["best_step"] is not None:
         best = run.checkpoints / _BEST
         candidates.append(_Candidate(trained["wer"], trained["best_step"], best))
-    if end.step % recipe.finetune.val_every:
+    # Not told by val_every: the last batch of an epoch makes a step of fewer batches.
+    if trained["validated_step"] != end.step:
         module = _loaded(recipe, run, end)
         wer = run.stage("measure_last", lambda: _val_wer(recipe, module, datamodule))["wer"]
         candidates.append(replace(end, wer=wer))
@@ -217,6 +219,9 @@ def _load(checkpoint: Path) -> dict[str, Any]:
 
 
 def _write(recipe: Recipe, run: RunFolder, kept: _Candidate) -> None:
-    """Write the weights that were chosen as ``model/``, unless they are there."""
-    if kept.checkpoint is not None or not run.model.is_dir():
+    """Write the weights that were chosen as ``model/``, unless they are there; on process 0.
+
+    The others must not read the folder while it is replaced.
+    """
+    if is_first_process() and (kept.checkpoint is not None or not run.model.is_dir()):
         save_model(recipe, run.model, _loaded(recipe, run, kept))

@@ -190,7 +190,8 @@ class WhisperModule(EvaluationSteps):
             except ValueError as error:
                 raise ConfigError(f"{names}: its plan is another one: {error}") from error
         own = self.state_dict()
-        for name, saved in checkpoint["state_dict"].items():
+        # Where weights are split over processes, Lightning has loaded and taken them out already.
+        for name, saved in checkpoint.get("state_dict", {}).items():
             if name not in own:
                 raise ConfigError(f"{names}, which has no {name}")
             if own[name].shape != saved.shape:

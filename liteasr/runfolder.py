@@ -85,7 +85,12 @@ class RunFolder:
     def _make_logger(self, kind: LoggerKind) -> Logger:
         if kind is LoggerKind.tensorboard:
             return TensorBoardLogger(self.path, name="tensorboard", version="")
-        return WandbLogger(name=self.recipe.run.name, project="liteasr", save_dir=self.path)
+        # Arguments would win over wandb's own variables.
+        return WandbLogger(
+            name=os.environ.get("WANDB_NAME", self.recipe.run.name),
+            project=os.environ.get("WANDB_PROJECT", "liteasr"),
+            save_dir=self.path,
+        )
 
     def log(self, stage: str, result: Stage) -> None:
         """Log the WER of a stage."""

@@ -13,20 +13,31 @@ from liteasr.config import load_recipe
 SCRIPTS = ROOT / "recipes" / "cluster"
 SRUN = """#!/usr/bin/env bash
 printf '%s\\n' "$@" > "$LOG/srun"
-trap 'echo ended > "$LOG/ended"; exit 1' TERM
+trap 'echo killed > "$LOG/killed"; exit 1' TERM
+trap 'echo ended > "$LOG/ended"; exit 1' USR1
+[ -z "${DEAF:-}" ] || trap '' USR1
+echo $$ > "$LOG/pid"
 [ -n "${HANGS:-}" ] || exit "${CODE:-0}"
 sleep 60 &
 wait
+"""
+SCANCEL = """#!/usr/bin/env bash
+echo "$@" > "$LOG/scancel"
+kill -USR1 "$(cat "$LOG/pid")"
 """
 
 
 @pytest.fixture
 def cluster(tmp_path, monkeypatch):
-    """Puts srun and scontrol on the path; returns the folder of their notes."""
+    """Puts programs of SLURM on the path; returns the folder of their notes.
+
+    As the real one, srun kills its processes when it gets SIGTERM; scancel reaches them.
+    """
     programs = tmp_path / "bin"
     programs.mkdir()
     for name, text in {
         "srun": SRUN,
+        "scancel": SCANCEL,
         "scontrol": '#!/usr/bin/env bash\necho "$@" > "$LOG/scontrol"\n',
         "python": '#!/usr/bin/env bash\nprintf \'%s\\n\' "$@" > "$LOG/python"\n',
     }.items():
@@ -62,17 +73,36 @@ def test_slurm_starts_a_process_for_each_device(cluster):
     assert not (cluster / "scontrol").exists(), "a job that is done is not put back"
 
 
+def until_started(cluster):
+    until = time.monotonic() + 20
+    while not (cluster / "pid").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    time.sleep(0.2)
+
+
 def test_slurm_job_near_its_limit_is_put_back(cluster, monkeypatch):
     monkeypatch.setenv("HANGS", "1")
     script = start("slurm.sbatch", "recipes/large_v3.yaml", "run.dir=runs/a")
-    until = time.monotonic() + 20
-    while not (cluster / "srun").exists() and time.monotonic() < until:
-        time.sleep(0.05)
-    time.sleep(0.2)
+    until_started(cluster)
     script.send_signal(signal.SIGTERM)
     assert script.wait(20) != 0
+    assert (cluster / "scancel").read_text().split() == ["--signal=TERM", "7"]
     assert (cluster / "ended").exists(), "the processes were told, and waited for"
+    assert not (cluster / "killed").exists()
     assert (cluster / "scontrol").read_text().split() == ["requeue", "7"]
+
+
+def test_slurm_job_that_does_not_listen_is_put_back_in_time(cluster, monkeypatch):
+    for name, value in {"HANGS": "1", "DEAF": "1", "GRACE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    script = start("slurm.sbatch", "recipes/large_v3.yaml", "run.dir=runs/a")
+    until_started(cluster)
+    script.send_signal(signal.SIGTERM)
+    try:
+        assert script.wait(20) != 0
+        assert (cluster / "scontrol").read_text().split() == ["requeue", "7"]
+    finally:
+        os.kill(int((cluster / "pid").read_text()), signal.SIGTERM)
 
 
 def test_a_job_that_fails_is_not_put_back(cluster, monkeypatch):

@@ -54,13 +54,14 @@ def wers(monkeypatch):
     """Sets the WER of each evaluation, in turn; the last one again and again."""
 
     def of(*values):
-        remaining = list(values)
-        monkeypatch.setattr(
-            liteasr.evaluation_steps,
-            "macro_average",
-            lambda _: remaining.pop(0) if len(remaining) > 1 else remaining[0],
-        )
-        monkeypatch.setattr("liteasr.stages.macro_average", lambda _: values[0])
+        remaining, given = list(values), []
+
+        def average(_):
+            given.append(remaining.pop(0) if len(remaining) > 1 else remaining[0])
+            return given[-1]
+
+        monkeypatch.setattr(liteasr.evaluation_steps, "macro_average", average)
+        monkeypatch.setattr("liteasr.stages.macro_average", lambda _: given[-1])
 
     return of
 
@@ -109,6 +110,58 @@ def test_goes_on_to_the_same_weights(uninterrupted, tmp_path, monkeypatch, step,
     assert differing(weights(uninterrupted), weights(folder)) == []
 
 
+def test_goes_on_after_the_last_batch_of_an_epoch(uninterrupted, tmp_path, monkeypatch):
+    training = Training(tmp_path, {"val_every": 4})
+    with monkeypatch.context() as patch:
+        interrupt(patch, 5, kill)
+        with pytest.raises(Killed):
+            training.run("run")
+    assert checkpoint(tmp_path / "run")["global_step"] == 4
+    folder, _ = training.run("run", "run.resume=true")
+    assert differing(weights(uninterrupted), weights(folder)) == []
+
+
+def test_told_to_end_within_a_step_it_ends_after_it(tmp_path, monkeypatch):
+    """A step of two batches: the gradient of the first would be lost."""
+    training = Training(tmp_path, {"max_steps": 4})
+    whole, _ = training.run("whole", "trainer.accumulate_grad_batches=2")
+    with monkeypatch.context() as patch:
+        interrupt(patch, 4, terminate)
+        assert training.run("broken", "trainer.accumulate_grad_batches=2")[1] == 1
+    assert checkpoint(tmp_path / "broken")["global_step"] == 3
+    broken, _ = training.run("broken", "run.resume=true", "trainer.accumulate_grad_batches=2")
+    assert differing(weights(whole), weights(broken)) == []
+
+
+def test_told_to_end_within_a_validation_it_ends_after_it(tmp_path, monkeypatch, wers):
+    training = Training(tmp_path, validates=True)
+    training.recipe["data"]["eval_batch_size"] = 1
+    original = WhisperModule.validation_step
+
+    def validation_step(self, *arguments):
+        if self.global_step == 6:
+            terminate()
+        return original(self, *arguments)
+
+    wers(60, 50, 40)
+    with monkeypatch.context() as patch:
+        patch.setattr(WhisperModule, "validation_step", validation_step)
+        assert training.run("run")[1] == 1
+    saved = checkpoint(tmp_path / "run"), checkpoint(tmp_path / "run", "best")
+    assert [one["global_step"] for one in saved] == [6, 6]
+    wers(45, 46)
+    folder, _ = training.run("run", "run.resume=true")
+    assert kept(folder) == {"step": 6, "val_wer_before": 60.0, "val_wer": 40.0}
+
+
+def test_the_last_steps_are_measured_where_epochs_end_within_a_step(tmp_path, wers):
+    """Steps of 3, 1, 3, 1 batches: after six, a validation is due only every nine batches."""
+    wers(60, 50, 40)
+    training = Training(tmp_path, {"max_steps": 6}, validates=True)
+    folder, _ = training.run("run", "trainer.accumulate_grad_batches=3")
+    assert kept(folder) == {"step": 6, "val_wer_before": 60.0, "val_wer": 40.0}
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_processes_learn_what_one_does(tmp_path, strategy):
     """With the same clips in every step: the same losses and weights, up to rounding."""
@@ -118,12 +171,16 @@ def test_two_processes_learn_what_one_does(tmp_path, strategy):
     training.recipe["data"]["train"]["a"]["limit"] = 6
     one, _ = training.run("one")
     shared = ("trainer.devices=2", f"trainer.strategy={strategy}", "data.train_batch_size=1")
-    subprocess.run(
-        [sys.executable, "-m", "liteasr.fit", *training.arguments("two", *shared)],
-        check=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        timeout=300,
-    )
+
+    def start(*options):
+        subprocess.run(
+            [sys.executable, "-m", "liteasr.fit", *training.arguments("two", *shared, *options)],
+            check=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            timeout=300,
+        )
+
+    start()
     two = tmp_path / "two"
     curves = [
         [float(row["train/loss"]) for row in rows(folder) if row["train/loss"]]
@@ -136,6 +193,11 @@ def test_two_processes_learn_what_one_does(tmp_path, strategy):
     for name, weight in ends[0]["state_dict"].items():
         assert torch.allclose(weight, ends[1]["state_dict"][name], rtol=0, atol=2e-5), name
     assert kept(one) == kept(two)
+    if strategy == "fsdp":
+        (tmp_path / "two" / "stages.json").unlink()
+        (tmp_path / "two" / "metrics.json").unlink()
+        start("run.resume=true")
+        assert kept(one) == kept(two)
 
 
 def test_an_interrupted_run_keeps_its_best_weights(tmp_path, monkeypatch, wers):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -67,10 +69,11 @@ class StopOnNonFiniteLoss(L.Callback):
         is_finite = bool(torch.isfinite(loss.detach()).all())
         if trainer.strategy.reduce_boolean_decision(is_finite, all=True):
             return
-        where = "" if is_finite else f" ({self._clips()})"
+        value = "no number on another process" if is_finite else f"{float(loss.detach()):g}"
+        clips = "" if is_finite else self._clips()
         raise RunError(
-            f"finetune: the loss is {float(loss.detach()):g} at step {trainer.global_step}, batch "
-            f"{trainer.fit_loop.epoch_loop.batch_idx} of epoch {trainer.current_epoch}{where}; "
+            f"finetune: the loss is {value} at step {trainer.global_step}, batch "
+            f"{trainer.fit_loop.epoch_loop.batch_idx} of epoch {trainer.current_epoch}{clips}; "
             "checkpoints of earlier steps are kept. A lower finetune.learning_rate or "
             "trainer.gradient_clip_val may help, or leaving these clips out"
         )
@@ -78,15 +81,17 @@ class StopOnNonFiniteLoss(L.Callback):
     def _clips(self) -> str:
         ids = self._batch.get("ids", []) if isinstance(self._batch, Mapping) else []
         more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
-        return "clips " + ", ".join(ids[:_SHOWN]) + more if ids else "of another process"
+        return f" (clips {', '.join(ids[:_SHOWN])}{more})" if ids else ""
 
 
 class LastCheckpoint(ModelCheckpoint):
     """The newest checkpoint, for going on with an interrupted run: ``last.ckpt`` in a folder.
 
-    It is written after every validation (without one, every ``every`` steps), and when the
-    process is told to end (SIGTERM), which Lightning heeds between two steps. Other exceptions may
-    break a step in half, so that what they leave is not saved.
+    It is written after every validation (without one, every ``every`` steps). When a process is
+    told to end (SIGTERM), all of them finish the step, and the validation that is due after it,
+    write it, and end. Lightning would end each process wherever it is: in the middle of a
+    validation, of which a checkpoint keeps no counts, or of the batches that make a step, of which
+    it keeps no gradients.
 
     Args:
         folder: Where to write.
@@ -95,20 +100,47 @@ class LastCheckpoint(ModelCheckpoint):
 
     def __init__(self, folder: Any, every: int | None) -> None:
         super().__init__(
-            folder,
-            filename="last",
-            every_n_train_steps=every,
-            enable_version_counter=False,
-            save_on_exception=True,
+            folder, filename="last", every_n_train_steps=every, enable_version_counter=False
         )
+        self._validates = every is None
+        self._is_told = False
 
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take SIGTERM over from Lightning, which puts the first handler back in the end."""
+        super().on_train_start(trainer, pl_module)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._note)
+
+    def _note(self, *_: object) -> None:
+        self._is_told = True
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
-        """Save between two steps, where SIGTERM stops."""
-        if isinstance(exception, SIGTERMException) and self._should_save_on_exception(trainer):
-            epochs = trainer.fit_loop.epoch_progress.current
-            if epochs.ready == epochs.completed:
-                # Else the next epoch would go on after the last batch of this one: with nothing.
-                trainer.fit_loop.epoch_loop.batch_progress.reset_on_run()
-            self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
+        """Save if it is time to, and end after a step if that is asked for."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        loop, interval = trainer.fit_loop, trainer.val_check_batch
+        is_due = self._validates and interval and (loop.total_batch_idx + 1) % interval == 0
+        if not is_due and not loop._should_accumulate():
+            self._end_if_told(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save, and end if that is asked for."""
+        super().on_validation_end(trainer, pl_module)
+        self._end_if_told(trainer)
+
+    def _end_if_told(self, trainer: L.Trainer) -> None:
+        """Save and end, all processes at the same step.
+
+        Raises:
+            SIGTERMException: If any process is told to.
+        """
+        if trainer.strategy.reduce_boolean_decision(self._is_told, all=False):
+            if self._last_global_step_saved != trainer.global_step:
+                self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
+            raise SIGTERMException

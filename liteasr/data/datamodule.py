@@ -256,13 +256,15 @@ class SpeechDataModule(L.LightningDataModule):
         )
 
     def _consumed(self) -> int:
-        """Training batches of this epoch that the trainer has taken.
+        """Training batches of this epoch that the trainer has taken; 0 after the last one.
 
         What the loader has given is no measure: the trainer fetches ahead of a stream.
         """
         if self.trainer is None:
             return 0
-        return self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        # After the last batch a checkpoint goes on with the next epoch, from its start.
+        return 0 if progress.is_last_batch else progress.current.ready
 
     # ------------------------------------------------------------------ evaluation
 
