@@ -19,12 +19,12 @@ from liteasr.callbacks import LastCheckpoint, SeededSteps, StopOnNonFiniteLoss
 from liteasr.config import ConfigError, Recipe, Weights
 from liteasr.data import SpeechDataModule
 from liteasr.distributed import wait_for_all
-from liteasr.loading import load_model
+from liteasr.loading import load_config, load_model, require_weights
 from liteasr.module import WhisperModule
 from liteasr.runfolder import RunFolder, is_first_process
 from liteasr.stages import evaluate_module, save_model
 
-__all__ = ["finetune"]
+__all__ = ["check_teacher", "finetune"]
 
 log = logging.getLogger(__name__)
 
@@ -117,21 +117,45 @@ def _measure_before(
     return wer
 
 
-def _find_teacher(recipe: Recipe, module: WhisperModule) -> None:
-    if not module.objective.weights.needs_teacher:
+def check_teacher(recipe: Recipe) -> None:
+    """See from configurations whether the model can learn from ``finetune.teacher``.
+
+    Raises:
+        ConfigError: If the teacher is of another shape, or no checkpoint with weights.
+    """
+    teacher, source = recipe.finetune.teacher, recipe.model
+    if teacher is None:
         return
-    source = recipe.model
-    if recipe.finetune.teacher is None:
-        dense = load_model(source.id, revision=source.revision, dtype=source.dtype.value)
-    else:
-        dense = load_model(recipe.finetune.teacher, dtype=source.dtype.value)
-    theirs, ours = dense.config, module.model.config
+    try:
+        require_weights(teacher)
+        theirs = load_config(teacher)
+    except ConfigError as error:
+        raise _of_teacher(error) from error
+    ours = load_config(source.id, source.revision)
     for key in ("d_model", "num_mel_bins", "vocab_size", "max_source_positions"):
         if getattr(theirs, key) != getattr(ours, key):
             raise ConfigError(
-                f"finetune.teacher: {recipe.finetune.teacher} has {key} {getattr(theirs, key)}, "
+                f"finetune.teacher: {teacher} has {key} {getattr(theirs, key)}, "
                 f"the model {getattr(ours, key)}"
             )
+
+
+def _of_teacher(error: ConfigError) -> ConfigError:
+    """An error of loading, which takes what it loads for the model."""
+    return ConfigError([one.replace("model.id", "finetune.teacher", 1) for one in error.errors])
+
+
+def _find_teacher(recipe: Recipe, module: WhisperModule) -> None:
+    if not module.objective.weights.needs_teacher:
+        return
+    source, teacher = recipe.model, recipe.finetune.teacher
+    if teacher is None:
+        dense = load_model(source.id, revision=source.revision, dtype=source.dtype.value)
+    else:
+        try:
+            dense = load_model(teacher, dtype=source.dtype.value)
+        except ConfigError as error:
+            raise _of_teacher(error) from error
     module.learn_from(dense)
 
 

@@ -25,7 +25,7 @@ from liteasr.console import console
 from liteasr.data import SpeechDataModule
 from liteasr.environment import environment
 from liteasr.files import write_text
-from liteasr.finetuning import finetune
+from liteasr.finetuning import check_teacher, finetune
 from liteasr.loading import load_config, load_processor, require_weights
 from liteasr.model_card import write_model_card
 from liteasr.module import WhisperModule
@@ -78,6 +78,7 @@ def _check_parts(recipe: Recipe, run: RunFolder) -> None:
     if errors:
         raise ConfigError(errors)
     require_weights(recipe.model.id)
+    check_teacher(recipe)
     if recipe.compression.method != "none":
         build_callback(recipe.compression, run.statistics)
     build_trainer(recipe, None)

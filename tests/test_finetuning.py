@@ -384,6 +384,21 @@ def test_without_a_loss_on_it_the_decoder_is_not_run(tmp_path, monkeypatch):
     assert training.run("run", "finetune.max_steps=1")[1] == 0
 
 
+def test_a_teacher_that_does_not_fit_is_told_before_anything_is_done(tmp_path, capsys):
+    other = make_shape(tmp_path / "other", weights=True, num_mel_bins=128)
+    losses = {"encoder_distillation_weight": 1, "teacher": str(other)}
+    training = Training(tmp_path, losses, validates=True)
+    folder, code = training.run("run")
+    assert code == 2
+    assert (
+        f"finetune.teacher: {other} has num_mel_bins 128, the model 80" in capsys.readouterr().err
+    )
+    assert not folder.exists()
+    (other / "config.json").unlink()
+    assert training.run("run")[1] == 2
+    assert f"liteasr: finetune.teacher: {other} has no config.json" in capsys.readouterr().err
+
+
 def test_a_teacher_shares_the_decoder(tmp_path):
     training = Training(tmp_path)
     student, dense = (load_model(str(training.dense)) for _ in range(2))

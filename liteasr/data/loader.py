@@ -206,7 +206,9 @@ class SpeechLoader:
         rows, batches = 0, 0
         self.batches_read = 0
         skip, self._skip = self._skip, 0
-        for collated in self._from(skip):
+        # A stream has to be read to be passed over, and some of it may give no batch.
+        passed_over = 0 if self._passes_over(skip) else skip
+        for collated in self.loader:
             assert isinstance(collated, Collated)
             self.batches_read += 1
             rows += collated.rows
@@ -214,23 +216,25 @@ class SpeechLoader:
             # Before the batch is given away: a trainer that knows the length does not come back.
             self._check(Extent(rows, is_sample=True) if rows >= _ENOUGH_ROWS else None)
             batches += len(collated.batches)
-            yield from collated.batches
+            for batch in collated.batches:
+                if passed_over:
+                    passed_over -= 1
+                else:
+                    yield batch
         may_be_empty = self._may_be_empty or skip > 0
         self._check(Extent(rows, is_sample=may_be_empty))
         if not batches and not may_be_empty:
             message = f"data.{self.tally.role}: none of {rows} utterances can be used"
             self.tally.fail("", [message])
 
-    def _from(self, skip: int) -> Iterable[Any]:
-        """The loader's groups of rows, without the first ones."""
-        if isinstance(self.sampler, EpochSampler):
-            # Now: the processes that read get the data set as it is when they start.
-            self.dataset.set_epoch(self.sampler.epoch)
-        if skip and isinstance(self.sampler, EpochSampler):
-            self.sampler.skip = skip * (self.loader.batch_size or 1)
-            skip = 0
-        # A stream has to be read to be passed over.
-        return itertools.islice(self.loader, skip, None)
+    def _passes_over(self, skip: int) -> bool:
+        """Whether the sampler leaves out the first batches, so that they are not read."""
+        if not isinstance(self.sampler, EpochSampler):
+            return False
+        # Now: the processes that read get the data set as it is when they start.
+        self.dataset.set_epoch(self.sampler.epoch)
+        self.sampler.skip = skip * (self.loader.batch_size or 1)
+        return True
 
     def _check(self, streamed: Extent | None) -> None:
         for name, extent in self.extents.items():

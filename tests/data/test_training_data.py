@@ -340,6 +340,16 @@ def test_stream_skips_what_it_cannot_use(make_datamodule, stream, short_processo
     assert set(texts) == {"word 0", "word 3"}
 
 
+def test_stream_goes_on_after_the_batches_that_were_used(make_datamodule, stream, short_processor):
+    """Rows that gave no batch do not count."""
+    hub = stream([b"", audio_bytes(0.1), b"", audio_bytes(0.2), b"", audio_bytes(0.3)])
+    datamodule = make_datamodule(train={"a": hub}, train_batch_size=1, max_bad_fraction=0.9)
+    whole = texts_of(itertools.islice(datamodule.train_dataloader(), 9), short_processor)
+    loader = datamodule.train_dataloader()
+    loader.load_state_dict({"batches": 4})
+    assert texts_of(itertools.islice(loader, 5), short_processor) == whole[4:]
+
+
 def test_stream_of_nothing_usable(make_datamodule, stream):
     datamodule = make_datamodule(train={"a": stream([b"0", b"1", b"2", b"3"])})
     with pytest.raises(ConfigError, match=r"data\.train\.a: 4 of 4 cannot be read"):
