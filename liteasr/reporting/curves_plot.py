@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -31,16 +32,21 @@ class LearningCurves:
         wers: Validation set → curve in percent; ``mean of sets`` where there are several.
         before: Validation WER before the first step, if it was measured.
         kept: Step of the weights that were kept.
+        kept_wer: Their validation WER.
     """
 
     losses: Mapping[str, Curve]
     wers: Mapping[str, Curve]
     before: float | None = None
     kept: int | None = None
+    kept_wer: float | None = None
 
 
 def read_curves(
-    files: Sequence[Path], before: float | None = None, kept: int | None = None
+    files: Sequence[Path],
+    before: float | None = None,
+    kept: int | None = None,
+    kept_wer: float | None = None,
 ) -> LearningCurves | None:
     """Curves from what Lightning's CSV logger wrote.
 
@@ -48,6 +54,7 @@ def read_curves(
         files: The tables, of interrupted attempts first; where steps overlap, later ones count.
         before: Validation WER before the first step.
         kept: Step of the weights that were kept.
+        kept_wer: Their validation WER.
 
     Returns:
         The curves; ``None`` if there are none of training.
@@ -70,7 +77,7 @@ def read_curves(
     wers = {name.removeprefix(f"{_VAL}/"): curve for name, curve in sets.items()}
     if len(sets) != 1 and _VAL in curves:
         wers["mean of sets"] = curves[_VAL]
-    return LearningCurves(losses, wers, before, kept)
+    return LearningCurves(losses, wers, before, kept, kept_wer)
 
 
 def _short(name: str) -> str:
@@ -119,13 +126,19 @@ def _draw_wers(axes: Axes, curves: LearningCurves) -> None:
     points = dict(curves.wers[main])
     if curves.before is not None:
         points = {0: curves.before, **points}
+    if curves.kept is not None and curves.kept_wer is not None:
+        # The last weights are measured after training, which the table does not hold.
+        points[curves.kept] = curves.kept_wer
     axes.plot(list(points), list(points.values()), "o-", color="black", markersize=4, label=main)
-    if curves.kept in points:
-        wer = points[curves.kept]
-        axes.plot(
-            [curves.kept], [wer], "o", markersize=12, markerfacecolor="none", color="black",
-            label=f"kept: step {curves.kept}, {wer:.2f} %", linestyle="none",
-        )  # fmt: skip
+    if curves.kept is not None and curves.kept_wer is not None:
+        label = f"kept: step {curves.kept}, {curves.kept_wer:.2f} %"
+        ring: dict[str, Any] = {
+            "markersize": 12,
+            "markerfacecolor": "none",
+            "color": "black",
+            "linestyle": "none",
+        }
+        axes.plot([curves.kept], [curves.kept_wer], marker="o", label=label, **ring)
     axes.set_ylabel("validation WER, %")
     _finish(axes, has_legend=True)
 

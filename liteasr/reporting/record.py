@@ -185,7 +185,8 @@ def _curves(folder: Path, finetuned: Mapping[str, Any] | None) -> LearningCurves
     earlier = sorted(folder.glob("metrics.*.csv"), key=lambda file: int(file.name.split(".")[1]))
     files = [file for file in (*earlier, folder / "metrics.csv") if file.is_file()]
     try:
-        return read_curves(files, finetuned.get("val_wer_before"), finetuned.get("step"))
+        kept = (finetuned.get(key) for key in ("val_wer_before", "step", "val_wer"))
+        return read_curves(files, *kept)
     except (ValueError, KeyError) as error:
         raise ConfigError(f"{folder}: metrics.csv cannot be read: {error}") from error
 
