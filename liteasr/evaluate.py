@@ -103,7 +103,7 @@ def _recipe(arguments: argparse.Namespace) -> Recipe:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="liteasr evaluate", description=COMMANDS["evaluate"])
     add = parser.add_argument
-    add("--model", required=True, metavar="DIR_OR_HUB_ID", help="Whisper or lite-whisper")
+    add("--model", required=True, metavar="DIR_OR_HUB_ID", help="Whisper or lite-whisper, or demo")
     add("--processor", metavar="DIR_OR_HUB_ID", help="where the tokenizer is, if not there")
     add(
         "--data",

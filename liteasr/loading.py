@@ -53,6 +53,9 @@ def choose_device(device: str) -> str:
     return device
 
 
+_DEMO = Path(__file__).resolve().parent / "demo" / "model"
+
+
 def load(
     model_id: str,
     *,
@@ -65,7 +68,8 @@ def load(
     """Load a checkpoint and its processor from a folder or the hub.
 
     Args:
-        model_id: Folder or hub id, dense Whisper or lite-whisper. No remote code is run.
+        model_id: Folder or hub id, dense Whisper or lite-whisper, or ``demo`` for the model in
+            the package. No remote code is run.
         revision: Branch, tag or commit on the hub.
         processor_id: Where tokenizer and feature extractor are, if not with the model.
         dtype: Type of the weights: ``float32``, ``bfloat16``, ``float16``.
@@ -218,6 +222,8 @@ def _check_fit(config: WhisperConfig, processor: WhisperProcessor, processor_id:
 
 
 def _expanded(name: str) -> str:
+    if name == "demo":
+        return str(_DEMO)
     return str(Path(name).expanduser()) if name.startswith("~") else name
 
 

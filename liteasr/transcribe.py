@@ -263,7 +263,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="liteasr transcribe", description=COMMANDS["transcribe"])
     add = parser.add_argument
     add("audio", nargs="+", metavar="AUDIO", help="files libsndfile reads; - is one from stdin")
-    add("--model", required=True, metavar="DIR_OR_HUB_ID", help="Whisper or lite-whisper")
+    add("--model", required=True, metavar="DIR_OR_HUB_ID", help="Whisper or lite-whisper, or demo")
     add("--processor", metavar="DIR_OR_HUB_ID", help="where the tokenizer is, if not there")
     add("--format", choices=list(FORMATS), default="txt", help="txt if not given")
     add("--output", type=Path, metavar="DIR", help="write a file for each input there")

@@ -1,5 +1,7 @@
 """The demo model's way from nothing: shape, training on short windows, whole windows."""
 
+import shutil
+
 import pytest
 import torch
 from runs import ROOT
@@ -64,6 +66,17 @@ def test_a_model_for_short_windows_is_not_packed(work):
     load("shape", random_weights=True)[0].save_pretrained("short")
     with pytest.raises(SystemExit, match="lengthen and train it first"):
         make_demo_model.main(["pack", "short"])
+
+
+def test_a_packed_model_can_be_loaded_with_its_windows(work, monkeypatch):
+    shutil.copytree(make_demo_model.PACKAGED, work / "package")
+    monkeypatch.setattr(make_demo_model, "PACKAGED", work / "package")
+    make_demo_model.main(["shape", "--window", "9", "--output", "shape"])
+    load("shape", random_weights=True)[0].save_pretrained("trained")
+    make_demo_model.main(["pack", "trained"])
+    model, processor = load("package", dtype="float16")
+    assert model.config.max_source_positions == 450
+    assert processor.feature_extractor.chunk_length == 9
 
 
 @pytest.mark.parametrize("name", ["train_short", "train"])

@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 FRAGMENTS = sorted((ROOT / "configs").rglob("*.yaml"))
 LOCAL = "whisper_tiny_libri"
+QUICKSTART = "quickstart"
 COMPARISON = "compare_whisper_tiny_libri"
 ABLATION = "ablation_whisper_tiny_libri"
 TRAINING = ("train_short", "train_middle", "train")
@@ -104,8 +105,8 @@ def sizes(model_id: str) -> tuple[int, int]:
 
 
 def test_all_recipes_are_there() -> None:
-    local = {LOCAL, COMPARISON, ABLATION, *TRAINING}
-    assert len(RECIPES) == 24
+    local = {LOCAL, QUICKSTART, COMPARISON, ABLATION, *TRAINING}
+    assert len(RECIPES) == 25
     assert {path.stem for path in RECIPES} == {*HUB_RECIPES, *local}
 
 

@@ -37,12 +37,20 @@ PACKAGED = Path(__file__).resolve().parents[1] / "liteasr" / "demo" / "model"
 WINDOW = 30
 """Seconds of Whisper's window."""
 
+SHORTEST = 8
+"""Seconds of a window that most clips of the demo fit into whole."""
+
 FRAMES_PER_SECOND = 50
 
 WIDTH = 192
 
 TOKENS = 224
 """Positions of the decoder: plenty for 30 s of speech with its timestamps."""
+
+ALIGNMENT_HEADS = [[1, 0], [1, 2]]
+"""Layer and number of the decoder's heads whose attention follows the audio, in the weights that
+are packaged: its mean place and the number of the token correlate by 0.95. That a checkpoint names
+such heads says that it predicts timestamps."""
 
 LARGEST = 6_000_000
 """Bytes that the packaged weights may take."""
@@ -134,13 +142,19 @@ def lengthen(source: Path, output: Path, window: int) -> None:
 
 
 def pack(source: Path) -> None:
-    """Put a trained model's configuration and fp16 weights beside the tokenizer."""
+    """Put a trained model's fp16 weights into the package, with all that belongs to its windows."""
     model = WhisperForConditionalGeneration.from_pretrained(source, dtype=torch.float16)
-    if model.config.max_source_positions != WINDOW * FRAMES_PER_SECOND:
-        raise SystemExit(f"{source} is not for windows of {WINDOW} s: lengthen and train it first")
+    window, rest = divmod(model.config.max_source_positions, FRAMES_PER_SECOND)
+    if rest or window < SHORTEST:
+        raise SystemExit(f"{source} is for windows under {SHORTEST} s: lengthen and train it first")
     model.generation_config = _generation()
+    model.generation_config.alignment_heads = ALIGNMENT_HEADS
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
+        _processor(PACKAGED, window).save_pretrained(folder)
+        # What is said of the tokenizer is right already; transformers adds where it came from.
+        for file in Path(folder).glob("tokenizer*"):
+            file.unlink()
         size = (Path(folder) / "model.safetensors").stat().st_size
         if size > LARGEST:
             raise SystemExit(f"the weights take more than {LARGEST / 1e6:g} MB: {size / 1e6:.2f}")

@@ -1,18 +1,14 @@
 #!/usr/bin/env bash
-# Install, compress a real Whisper checkpoint on real speech, and show what it cost.
+# Install, compress the model in the package on the speech in the package, show what it cost, and
+# transcribe a file with the result.
 #
 #   bash tools/quickstart.sh [key=value …]
-#
-# Takes the checkpoint and the speech from ../shared, or from MODEL (a Whisper folder or hub id)
-# and SPEECH (a folder with the sub-folders that configs/data/shared_speech.yaml names).
 set -euo pipefail
 cd "$(dirname "$0")/.."
-MODEL=${MODEL:-../shared/models/whisper-tiny-libri}
-SPEECH=${SPEECH:-../shared/speech}
-if [ ! -d "$SPEECH" ]; then
-  echo "There is no speech in $SPEECH: set SPEECH to yours, and MODEL to a Whisper checkpoint." >&2
-  exit 2
-fi
 bash tools/install.sh
-exec "${VENV:-.venv}/bin/python" -m liteasr.fit --config recipes/whisper_tiny_libri.yaml \
-  model.id="$MODEL" data.root="$SPEECH" run.dir=runs/quickstart run.overwrite=true "$@"
+python=${VENV:-.venv}/bin/python
+"$python" -m liteasr.fit --config recipes/quickstart.yaml run.overwrite=true "$@"
+echo
+echo "liteasr/demo/speech/evaluation/003.ogg, transcribed by the compressed model:"
+"$python" -m liteasr.transcribe --model runs/quickstart/model --format vtt \
+  liteasr/demo/speech/evaluation/003.ogg

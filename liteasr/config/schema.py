@@ -150,7 +150,7 @@ class ModelConfig:
     """The Whisper checkpoint to compress."""
 
     id: str = MISSING
-    """Hub id or local folder, dense Whisper or lite-whisper."""
+    """Hub id or local folder, dense Whisper or lite-whisper; ``demo``: the model in the package."""
     weights: Weights = Weights.pretrained
     """``pretrained``, or ``random`` for training from nothing: then ``id`` needs no weights, and
     the model is measured only after training."""
