@@ -5,4 +5,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash tools/install.sh
-exec "${VENV:-.venv}/bin/python" -m pytest -n auto --maxprocesses 4 --dist loadfile "$@"
+# In the order of their names, so that the longest files do not come last.
+exec "${VENV:-.venv}/bin/python" -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@"
