@@ -273,14 +273,13 @@ def test_stops_when_nothing_gets_better(tmp_path, wers):
     assert max(int(row["step"]) for row in rows(folder)) < 10
 
 
-def test_the_average_of_the_weights_is_what_is_kept(tmp_path, uninterrupted):
-    folder, _ = Training(tmp_path, {"ema_decay": 0.5}).run("run")
-    last = checkpoint(folder)
-    name = "model.encoder.layers.0.fc1.weight"
-    assert not torch.equal(
-        last["state_dict"][f"model.{name}"], last["current_model_state"][f"model.{name}"]
-    )
-    assert differing(weights(uninterrupted), weights(folder))
+def test_the_average_of_the_weights_is_what_is_kept(tmp_path, wers):
+    wers(60, 50, 30, 40, 35)
+    folder, _ = Training(tmp_path, {"ema_decay": 0.5}, validates=True).run("run")
+    best, name = checkpoint(folder, "best"), "model.encoder.layers.0.fc1.weight"
+    assert best["global_step"] == kept(folder)["step"] == 6
+    assert torch.equal(weights(folder)[name], best["state_dict"][f"model.{name}"])
+    assert not torch.equal(weights(folder)[name], best["current_model_state"][f"model.{name}"])
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch, capsys):

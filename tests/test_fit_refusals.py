@@ -74,7 +74,7 @@ def test_bad_input_is_exit_code_2_and_leaves_nothing(
         "compression.callback=torch.nn.Linear",
         "compression.options.shape=round",
         "trainer.accelerator=abacus",
-        "trainer.strategy=fsdp",
+        "trainer.strategy=deepspeed",
         "model.language=en",
         "data.test.an4.path=./no/such/folder",
     ],
