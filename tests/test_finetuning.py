@@ -91,8 +91,7 @@ def uninterrupted(tmp_path_factory):
     return Training(tmp_path_factory.mktemp("uninterrupted")).run("run")[0]
 
 
-@pytest.mark.parametrize("step", [1, 3, 4, 7, 10])
-@pytest.mark.parametrize("how", [kill, terminate])
+@pytest.mark.parametrize(("how", "step"), [(kill, 4), (kill, 10), (terminate, 3)])
 def test_goes_on_to_the_same_weights(uninterrupted, tmp_path, monkeypatch, step, how):
     """At any step, the last one of an epoch (3) too, with dropout and SpecAugment: bit for bit."""
     training = Training(tmp_path)
@@ -171,16 +170,12 @@ def test_two_processes_learn_what_one_does(tmp_path, strategy):
     training.recipe["data"]["train"]["a"]["limit"] = 6
     one, _ = training.run("one")
     shared = ("trainer.devices=2", f"trainer.strategy={strategy}", "data.train_batch_size=1")
-
-    def start(*options):
-        subprocess.run(
-            [sys.executable, "-m", "liteasr.fit", *training.arguments("two", *shared, *options)],
-            check=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            timeout=300,
-        )
-
-    start()
+    subprocess.run(
+        [sys.executable, "-m", "liteasr.fit", *training.arguments("two", *shared)],
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=300,
+    )
     two = tmp_path / "two"
     curves = [
         [float(row["train/loss"]) for row in rows(folder) if row["train/loss"]]
@@ -193,11 +188,6 @@ def test_two_processes_learn_what_one_does(tmp_path, strategy):
     for name, weight in ends[0]["state_dict"].items():
         assert torch.allclose(weight, ends[1]["state_dict"][name], rtol=0, atol=2e-5), name
     assert kept(one) == kept(two)
-    if strategy == "fsdp":
-        (tmp_path / "two" / "stages.json").unlink()
-        (tmp_path / "two" / "metrics.json").unlink()
-        start("run.resume=true")
-        assert kept(one) == kept(two)
 
 
 def test_an_interrupted_run_keeps_its_best_weights(tmp_path, monkeypatch, wers):
