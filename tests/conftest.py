@@ -5,8 +5,9 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Workers, and the processes that they start, leave each other room.
-    os.environ["OMP_NUM_THREADS"] = "1"
+    # Workers, and the processes that they start, leave each other room: threads that wait by
+    # spinning make a run of seconds one of minutes where there are more of them than cores.
+    os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="passive")
 
 from pathlib import Path
 
@@ -90,7 +91,7 @@ def arguments(real_model, real_speech, tmp_path, monkeypatch):
         "data.test.common_voice=null",
         "data.test.an4.limit=2",
         "data.test.ljspeech.limit=1",
-        "trainer.num_threads=2",
+        "trainer.num_threads=1",
     ]
 
 

@@ -57,7 +57,7 @@ def test_segments_lie_in_order_within_the_audio(transcriber, tmp_path, seconds):
     assert said.duration == pytest.approx(seconds, abs=1e-3)
     assert said.segments[-1].end > seconds - 1.5, "all of the audio is heard"
     assert said.text == " ".join(segment.text for segment in said.segments)
-    assert said.rtfx > 0
+    assert seconds < 1 or said.rtfx > 0, "two decimals may be 0 for a moment of sound"
 
 
 def test_a_later_piece_is_timed_from_the_start_of_the_file(transcriber, tmp_path):
