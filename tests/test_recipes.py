@@ -28,6 +28,7 @@ LOCAL = "whisper_tiny_libri"
 QUICKSTART = "quickstart"
 COMPARISON = "compare_whisper_tiny_libri"
 ABLATION = "ablation_whisper_tiny_libri"
+DISTILLED = "distilled_whisper_tiny_libri"
 TRAINING = ("train_short", "train_middle", "train")
 THRESHOLDS = {"acc": "0.999:0.999", "plain": "0.99:0.999", "fast": "0.99:0.995"}
 BUDGETS = {
@@ -105,8 +106,8 @@ def sizes(model_id: str) -> tuple[int, int]:
 
 
 def test_all_recipes_are_there() -> None:
-    local = {LOCAL, QUICKSTART, COMPARISON, ABLATION, *TRAINING}
-    assert len(RECIPES) == 25
+    local = {LOCAL, QUICKSTART, COMPARISON, ABLATION, DISTILLED, *TRAINING}
+    assert len(RECIPES) == 26
     assert {path.stem for path in RECIPES} == {*HUB_RECIPES, *local}
 
 
@@ -129,7 +130,7 @@ def test_recipe_composes(path: Path) -> None:
     assert recipe.run.dir == f"runs/{path.stem}"
     assert recipe.data.test
     assert recipe.data.calibration
-    assert recipe.finetune.max_steps == 0
+    assert (recipe.finetune.max_steps > 0) == (path.stem == DISTILLED)
     assert to_yaml(recipe).startswith(f"run:\n  name: {path.stem}\n")
 
 
@@ -138,7 +139,7 @@ def test_recipe_is_a_delta(path: Path) -> None:
     text = path.read_text()
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     assert lines[0] == "defaults:"
-    longest = {COMPARISON: 30, **dict.fromkeys(TRAINING, 15)}
+    longest = {COMPARISON: 30, **dict.fromkeys((DISTILLED, *TRAINING), 15)}
     assert len(lines) <= longest.get(path.stem, 10)
 
 
@@ -201,6 +202,16 @@ def test_local_recipe() -> None:
     assert recipe.trainer.accelerator == "cpu"
     assert not recipe.data.train
     assert not recipe.data.val
+
+
+def test_distillation_recipe() -> None:
+    recipe = _load(DISTILLED)
+    assert recipe.data.test == _load(LOCAL).data.test
+    assert list(recipe.data.train) == list(recipe.data.val) == list(recipe.data.calibration)
+    for name, source in recipe.data.val.items():
+        assert source.limit == recipe.data.train[name].skip == recipe.data.calibration[name].skip
+    assert recipe.finetune.encoder_distillation_weight == 1
+    assert parse_budget(recipe.compression.budget) == Budget("encoder_params", 3.8e6, 8)
 
 
 def test_comparison_recipe() -> None:

@@ -15,6 +15,7 @@ from liteasr.config.load import load_recipe, to_yaml
 from liteasr.config.schema import (
     DEMO_SPLITS,
     FSDP,
+    EVALUATION_ROLES,
     ROLES,
     TRANSCRIPT_COLUMNS,
     AttentionKernel,
@@ -45,6 +46,7 @@ __all__ = [
     "DEMO_SPLITS",
     "FSDP",
     "METHOD_NAMES",
+    "EVALUATION_ROLES",
     "ROLES",
     "TRANSCRIPT_COLUMNS",
     "AttentionKernel",

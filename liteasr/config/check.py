@@ -16,6 +16,7 @@ from liteasr.config.errors import did_you_mean
 from liteasr.config.schema import (
     DEMO_SPLITS,
     FSDP,
+    EVALUATION_ROLES,
     ROLES,
     Recipe,
     SourceConfig,
@@ -91,6 +92,7 @@ RANGES = (
         "from 0 to 1",
         (
             "data.train_timestamps",
+            "data.train_packed",
             "finetune.spec_augment.mask_time_prob",
             "finetune.spec_augment.mask_feature_prob",
         ),
@@ -241,7 +243,7 @@ def _overlaps(recipe: Recipe) -> Iterator[str]:
         entry for entry in _all_sources(recipe) if entry[2].path or entry[2].kind is SourceKind.demo
     ]
     for (role, key, one), (other_role, other_key, other) in itertools.combinations(sources, 2):
-        if role == other_role or {role, other_role} == {"val", "test"}:
+        if (role in EVALUATION_ROLES) == (other_role in EVALUATION_ROLES):
             continue
         start = max(one.skip, other.skip)
         end = min(s.skip + (math.inf if s.limit is None else s.limit) for s in (one, other))

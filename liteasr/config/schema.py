@@ -45,6 +45,7 @@ __all__ = [
 ]
 
 ROLES = ("calibration", "train", "val", "test")
+EVALUATION_ROLES = ("val", "test")
 """Keys of ``data`` that hold sources by name."""
 
 TRANSCRIPT_COLUMNS = ["text", "sentence", "normalized_text", "transcript", "transcription"]
@@ -194,7 +195,7 @@ class SourceConfig:
 
 @dataclass
 class DataConfig:
-    """Calibration, training and evaluation sets; only validation and test may share files."""
+    """Sets of speech; what is measured (validation, test) shares no file with the others."""
 
     root: str = "."
     """Folder that fragments refer to as ``${data.root}``; has no effect of its own."""
@@ -219,6 +220,10 @@ class DataConfig:
     train_speed: float = 0.0
     """Largest change of the speed (and with it the pitch) of a training clip, as a share, in either
     direction: 0.1 plays each at 0.9 to 1.1 times its speed, another one each epoch."""
+    train_packed: float = 0.0
+    """Share of the training windows, from 0 to 1, in which a clip is followed by others as far as
+    the window holds them, instead of silence (for short clips; Distil-Whisper, arXiv 2311.00430,
+    does so with all)."""
     eval_batch_size: int = 16
     """Utterances decoded together on one process."""
     num_workers: int = 1

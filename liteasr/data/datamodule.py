@@ -29,7 +29,7 @@ _STAGE_ROLES = {
 
 
 class SpeechDataModule(L.LightningDataModule):
-    """Speech for calibration, training and evaluation, no file in two of these roles.
+    """Speech for calibration, training and evaluation, no file of which is in one of the others.
 
     Every process gets its own share of each set, so the trainer needs ``use_distributed_sampler``
     neither on nor off. Unreadable files are skipped and named; more than ``max_bad_fraction`` of a
@@ -134,7 +134,7 @@ class SpeechDataModule(L.LightningDataModule):
         self._sharding = Sharding(rank, world_size)
 
     def check(self) -> None:
-        """Load the sets of all roles and hold that they share no file.
+        """Load the sets of all roles and hold that no file of evaluation is in the others.
 
         Raises:
             ConfigError: Saying all that is wrong with the sources.
@@ -250,7 +250,11 @@ class SpeechDataModule(L.LightningDataModule):
             num_workers=self.data.num_workers,
             seed=self.seed,
             options=ExampleOptions(
-                self.data.train_timestamps, self.max_labels, self.data.train_speed, self.seed
+                timestamps=self.data.train_timestamps,
+                longest=self.max_labels,
+                speed=self.data.train_speed,
+                packed=self.data.train_packed,
+                seed=self.seed,
             ),
             consumed=self._consumed,
         )

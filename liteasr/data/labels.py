@@ -69,6 +69,10 @@ class LabelEncoder:
         """Prompt but its first token, text, end token."""
         return [*self._prompt, *self._text(text), self._end]
 
+    def joined(self, texts: Sequence[str]) -> list[int]:
+        """The same for texts that are said one after another."""
+        return self(self._lead.join(text.strip() for text in texts))
+
     def with_timestamps(self, segments: Sequence[Segment], seconds: float) -> list[int]:
         """The same, with the time at which each segment starts and ends around its text.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import datasets
 
-from liteasr.config import ConfigError, SourceConfig, SourceKind
+from liteasr.config import EVALUATION_ROLES, ROLES, ConfigError, SourceConfig, SourceKind
 from liteasr.data.audio import AudioError, audio_seconds
 from liteasr.data.hub import hub_identity
 from liteasr.data.sources import Rows, load_source
@@ -75,7 +75,7 @@ def load_sets(sources: Mapping[str, SourceConfig], role: str) -> dict[str, Speec
 
 
 def check_disjoint(roles: Roles) -> None:
-    """Hold that no file is in two of calibration, train, and val or test.
+    """Hold that no file of val or test is one of calibration or train.
 
     Sets whose rows can be listed are compared by the identity of their files. A stream is compared
     with the hub sets that read the same split: ``skip`` and ``limit`` must keep them apart. (The
@@ -84,24 +84,23 @@ def check_disjoint(roles: Roles) -> None:
     Raises:
         ConfigError: Naming both keys and some of the files.
     """
-    groups = [("calibration",), ("train",), ("val", "test")]
-    members = [[one for role in g for one in roles.get(role, {}).values()] for g in groups]
+    groups = [[role for role in ROLES if role not in EVALUATION_ROLES], EVALUATION_ROLES]
+    seen, measured = [[one for role in g for one in roles.get(role, {}).values()] for g in groups]
+    known = {id(one): _ids(one) for one in (*seen, *measured)}
     errors = []
-    for left, right in itertools.combinations(members, 2):
-        known = {id(one): _ids(one) for one in (*left, *right)}
-        for one, other in itertools.product(left, right):
-            one_ids, other_ids = known[id(one)], known[id(other)]
-            if one_ids is None or other_ids is None:
-                if _ranges_overlap(one.source, other.source):
-                    where = hub_identity(one.source).removeprefix("hub://")
-                    errors.append(
-                        f"{one.key}, {other.key}: both read the same part of {where}; "
-                        "set skip and limit to keep them apart"
-                    )
-            elif shared := sorted(one_ids & other_ids):
-                some = ", ".join(shared[:_SHOWN]) + (", …" if len(shared) > _SHOWN else "")
-                files = "file" if len(shared) == 1 else "files"
-                errors.append(f"{one.key}, {other.key}: {len(shared)} {files} in both: {some}")
+    for one, other in itertools.product(seen, measured):
+        one_ids, other_ids = known[id(one)], known[id(other)]
+        if one_ids is None or other_ids is None:
+            if _ranges_overlap(one.source, other.source):
+                where = hub_identity(one.source).removeprefix("hub://")
+                errors.append(
+                    f"{one.key}, {other.key}: both read the same part of {where}; "
+                    "set skip and limit to keep them apart"
+                )
+        elif shared := sorted(one_ids & other_ids):
+            some = ", ".join(shared[:_SHOWN]) + (", …" if len(shared) > _SHOWN else "")
+            files = "file" if len(shared) == 1 else "files"
+            errors.append(f"{one.key}, {other.key}: {len(shared)} {files} in both: {some}")
     if errors:
         raise ConfigError(errors)
 

@@ -27,7 +27,6 @@ from liteasr.data.loader import Collated, EpochSampler, Extent, SpeechLoader, Ta
 from liteasr.data.rows import FEATURES, Row
 from liteasr.data.sets import SpeechSet, durations
 from liteasr.data.utterances import (
-    Item,
     Rejected,
     Sharding,
     Utterance,
@@ -61,13 +60,25 @@ class ExampleOptions(NamedTuple):
         timestamps: Share of the clips that are learned with timestamps.
         longest: Tokens that the decoder has positions for.
         speed: Largest change of a clip's speed, as a share.
-        seed: Seed of the speeds.
+        packed: Share of the windows that are filled with further clips.
+        seed: Seed of the speeds and of what is packed.
     """
 
     timestamps: float = 0.0
     longest: int = 448
     speed: float = 0.0
+    packed: float = 0.0
     seed: int = 0
+
+
+class _Clip(NamedTuple):
+    """A row as it is heard in training."""
+
+    id: str
+    name: str
+    audio: Samples
+    text: str
+    segments: list[Segment]
 
 
 class TrainingExample(NamedTuple):
@@ -107,10 +118,10 @@ def training_indices(one: SpeechSet, window_seconds: float) -> list[int]:
 
 
 class _Trainable:
-    """Decodes a row for training: audio of one window at most, and its tokens.
+    """Makes examples of rows: audio of one window at most, and its tokens.
 
-    Which rows are learned with timestamps depends on their identity alone, and how fast one is
-    played on the epoch besides.
+    Which windows are learned with timestamps depends on the identity of their first clip alone; how
+    fast a clip is played, and which windows are filled with more clips, on the epoch besides.
     """
 
     def __init__(self, log_mel: LogMel, encode: LabelEncoder, options: ExampleOptions) -> None:
@@ -118,7 +129,8 @@ class _Trainable:
         self.encode = encode
         self.options = options
 
-    def __call__(self, row: Row, set_name: str, epoch: int) -> Item:
+    def clip(self, row: Row, set_name: str, epoch: int) -> _Clip | Rejected:
+        """Decode a row."""
         item = decode(row, set_name, self.log_mel.sampling_rate)
         if isinstance(item, Rejected):
             return item
@@ -126,13 +138,47 @@ class _Trainable:
             limit = self.log_mel.window_seconds
             return Rejected(set_name, item.id, f"is longer than {limit:g} s", "long")
         audio = self._at_another_speed(item, epoch)
-        labels = tuple(self._labels(row, item, len(audio)))
-        if len(labels) > self.options.longest:
-            return Rejected(
-                set_name, item.id, f"has more than {self.options.longest} tokens", "long"
-            )
+        stretch = len(audio) / len(item.audio)
+        whole: Segment = {"start": 0.0, "end": item.seconds, "text": item.text}
         seconds = len(audio) / self.log_mel.sampling_rate
-        return Utterance(item.id, audio, item.text, seconds, labels)
+        segments: list[Segment] = [
+            {
+                "start": min(one["start"] * stretch, seconds),
+                "end": min(one["end"] * stretch, seconds),
+                "text": one["text"],
+            }
+            for one in row.get("segments") or [whole]
+        ]
+        clip = _Clip(item.id, _name(item), audio, item.text, segments)
+        if len(self._labels([clip])) > self.options.longest:
+            reason = f"has more than {self.options.longest} tokens"
+            return Rejected(set_name, item.id, reason, "long")
+        return clip
+
+    def draw(self, clip: _Clip, epoch: int) -> random.Random | None:
+        """What draws the clips that are to follow this one in its window, if any are."""
+        draw = random.Random(f"packed/{self.options.seed}/{epoch}/{clip.name}")
+        return draw if draw.random() < self.options.packed else None
+
+    def fits(self, clips: Sequence[_Clip]) -> bool:
+        """Whether clips are one window at most, and their tokens what the decoder has room for."""
+        samples = sum(len(clip.audio) for clip in clips)
+        return not self.log_mel.is_long(samples) and (
+            len(self._labels(clips)) <= self.options.longest
+        )
+
+    def utterance(self, clips: Sequence[_Clip]) -> Utterance:
+        """One after another."""
+        return Utterance(
+            "+".join(clip.id for clip in clips),
+            np.concatenate([clip.audio for clip in clips]),
+            " ".join(clip.text for clip in clips),
+            self._seconds(clips),
+            tuple(self._labels(clips)),
+        )
+
+    def _seconds(self, clips: Sequence[_Clip]) -> float:
+        return sum(len(clip.audio) for clip in clips) / self.log_mel.sampling_rate
 
     def _at_another_speed(self, item: Utterance, epoch: int) -> Samples:
         largest = self.options.speed
@@ -145,20 +191,17 @@ class _Trainable:
         # One that would not fit any more keeps its speed.
         return item.audio if self.log_mel.is_long(len(audio)) else audio
 
-    def _labels(self, row: Row, item: Utterance, samples: int) -> list[int]:
-        if zlib.crc32(_name(item).encode()) >= self.options.timestamps * 2**32:
-            return self.encode(item.text)
-        stretch = samples / len(item.audio)
-        whole: Segment = {"start": 0.0, "end": item.seconds, "text": item.text}
-        segments: list[Segment] = [
-            {
-                "start": segment["start"] * stretch,
-                "end": segment["end"] * stretch,
-                "text": segment["text"],
-            }
-            for segment in row.get("segments") or [whole]
-        ]
-        return self.encode.with_timestamps(segments, item.seconds * stretch)
+    def _labels(self, clips: Sequence[_Clip]) -> list[int]:
+        if zlib.crc32(clips[0].name.encode()) >= self.options.timestamps * 2**32:
+            return self.encode.joined([clip.text for clip in clips])
+        segments: list[Segment] = []
+        for number, clip in enumerate(clips):
+            at = self._seconds(clips[:number])
+            segments += [
+                {"start": at + one["start"], "end": at + one["end"], "text": one["text"]}
+                for one in clip.segments
+            ]
+        return self.encode.with_timestamps(segments, self._seconds(clips))
 
 
 def _name(item: Utterance) -> str:
@@ -192,7 +235,7 @@ class TrainingTable(Dataset[TrainingExample]):
         self.entries = torch.stack(
             [torch.cat(part), torch.cat([torch.tensor(indices) for _, _, indices in parts])]
         )
-        self.read = _Trainable(log_mel, encode, options)
+        self.make = _Trainable(log_mel, encode, options)
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -205,13 +248,30 @@ class TrainingTable(Dataset[TrainingExample]):
     def __getitem__(self, index: int) -> TrainingExample:
         rejected: list[Rejected] = []
         for offset in range(len(self)):
-            part, row = self.entries[:, (index + offset) % len(self)].tolist()
-            name, rows = self.parts[part]
-            item = self.read(rows[row], name, self.epoch)
-            if isinstance(item, Utterance):
-                return TrainingExample(item, tuple(rejected))
-            rejected.append(item)
+            clip = self._clip((index + offset) % len(self))
+            if isinstance(clip, _Clip):
+                clips = self._followed(clip, rejected)
+                return TrainingExample(self.make.utterance(clips), tuple(rejected))
+            rejected.append(clip)
         return TrainingExample(None, tuple(rejected))
+
+    def _clip(self, index: int) -> _Clip | Rejected:
+        part, row = self.entries[:, index].tolist()
+        name, rows = self.parts[part]
+        return self.make.clip(rows[row], name, self.epoch)
+
+    def _followed(self, clip: _Clip, rejected: list[Rejected]) -> list[_Clip]:
+        """A clip and those drawn to fill its window: as many as fit."""
+        clips, draw = [clip], self.make.draw(clip, self.epoch)
+        while draw is not None:
+            following = self._clip(draw.randrange(len(self)))
+            if isinstance(following, Rejected):
+                rejected.append(following)
+                break
+            if not self.make.fits([*clips, following]):
+                break
+            clips.append(following)
+        return clips
 
 
 class TrainingStream(IterableDataset[TrainingExample]):
@@ -240,21 +300,35 @@ class TrainingStream(IterableDataset[TrainingExample]):
         shuffled: Any = rows.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER)
         self.rows: Any = shard_stream(shuffled, sharding, in_order=False)
         self.set_name = set_name
-        self.read = _Trainable(log_mel, encode, options)
+        self.make = _Trainable(log_mel, encode, options)
 
     def __iter__(self) -> Iterator[TrainingExample]:
         for epoch in itertools.count():
             self.rows.set_epoch(epoch)
             found = False
-            for row in self.rows:
-                item = self.read(row, self.set_name, epoch)
-                if isinstance(item, Utterance):
-                    found = True
-                    yield TrainingExample(item, ())
-                else:
-                    yield TrainingExample(None, (item,))
+            for example in self._pass(epoch):
+                found = found or example.utterance is not None
+                yield example
             if not found:
                 return
+
+    def _pass(self, epoch: int) -> Iterator[TrainingExample]:
+        """All rows once; in a window to be filled, a clip is followed by those that come next."""
+        clips: list[_Clip] = []
+        for row in self.rows:
+            clip = self.make.clip(row, self.set_name, epoch)
+            if isinstance(clip, Rejected):
+                yield TrainingExample(None, (clip,))
+                continue
+            if clips and not self.make.fits([*clips, clip]):
+                yield TrainingExample(self.make.utterance(clips), ())
+                clips = []
+            clips.append(clip)
+            if len(clips) == 1 and self.make.draw(clip, epoch) is None:
+                yield TrainingExample(self.make.utterance(clips), ())
+                clips = []
+        if clips:
+            yield TrainingExample(self.make.utterance(clips), ())
 
 
 class TrainingCollate:

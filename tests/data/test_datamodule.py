@@ -19,7 +19,6 @@ def errors_of(call):
 
 
 ROLE_PAIRS = [
-    ("calibration", "train"),
     ("calibration", "val"),
     ("calibration", "test"),
     ("train", "val"),
@@ -46,9 +45,10 @@ def test_no_file_in_two_roles(make_datamodule, make_folder, tmp_path, one, other
     assert message.endswith(f"1 file in both: {folder / '01.flac'}")
 
 
-def test_val_and_test_may_share(make_datamodule, make_folder):
-    folder = make_folder("a", [0.05])
-    make_datamodule(val={"x": source(folder)}, test={"y": source(folder)}).check()
+def test_val_and_test_may_share_and_so_may_calibration_and_train(make_datamodule, make_folder):
+    folder, other = make_folder("a", [0.05]), make_folder("b", [0.05])
+    for pair, where in (("val", "test"), folder), (("calibration", "train"), other):
+        make_datamodule(**{role: {"x": source(where)} for role in pair}).check()
 
 
 def hub_source(mirror, streaming, **options):

@@ -117,6 +117,47 @@ def test_a_clip_that_would_be_too_long_keeps_its_speed(make_datamodule, make_fol
     assert min(ends) < 0.9
 
 
+def test_windows_are_filled_with_further_clips(make_datamodule, make_folder):
+    """As many as fit, others each epoch, with the times at which they come."""
+    processor = make_processor(seconds=1, chunk_length=1)
+    sets = {"a": source(make_folder("a", [0.3] * 9, texts=[f"text {n}" for n in range(9)]))}
+    datamodule = make_datamodule(processor, train=sets, train_packed=1.0)
+    loader = datamodule.train_dataloader()
+    first = texts_of(loader, processor)
+    assert len(first) == 9
+    assert all(re.fullmatch(r"text \d text \d text \d", text) for text in first)
+    assert {frames for batch in loader for frames in batch["frames"].tolist()} == {45}
+    assert {text[:6] for text in first} == {f"text {n}" for n in range(9)}
+    assert sorted(first) == sorted(texts_of(loader, processor))
+    loader.sampler.set_epoch(1)
+    assert sorted(first) != sorted(texts_of(loader, processor))
+    timed = make_datamodule(processor, train=sets, train_packed=1.0, train_timestamps=1.0)
+    pattern = "<.0.00.> text .<.0.30.><.0.30.> text .<.0.60.><.0.60.> text .<.0.90.><.endoftext.>"
+    for text in timed_texts(timed.train_dataloader(), processor):
+        assert re.fullmatch(pattern, text)
+
+
+def test_a_share_of_the_windows_is_filled(make_datamodule, make_folder, short_processor):
+    sets = {"a": source(make_folder("a", [0.4] * 40))}
+    loader = make_datamodule(train=sets, train_packed=0.5).train_dataloader()
+    lengths = [frames for batch in loader for frames in batch["frames"].tolist()]
+    assert set(lengths) == {20, 40}
+    assert 10 <= lengths.count(40) <= 30
+
+
+def test_a_window_is_filled_as_far_as_the_decoder_goes(make_datamodule, make_folder):
+    sets = {"a": source(make_folder("a", [0.1] * 6, texts=["12345"] * 6))}
+    loader = make_datamodule(train=sets, train_packed=1.0, max_labels=15).train_dataloader()
+    assert {frames for batch in loader for frames in batch["frames"].tolist()} == {10}
+
+
+def test_what_cannot_be_read_is_not_packed(make_datamodule, make_folder):
+    folder = make_folder("a", [0.3] * 30, broken=[0])
+    datamodule = make_datamodule(train={"a": source(folder)}, train_packed=1.0)
+    assert len(labels_of(datamodule.train_dataloader())) == 30
+    assert list(datamodule.tallies["train"].bad) == ["a"]
+
+
 @pytest.mark.parametrize("segments", [None, [], ""])
 def test_no_segments_are_none(make_datamodule, make_folder, segments):
     sets = {"a": source(make_folder("a", [0.5], segments=[segments]))}
@@ -348,6 +389,20 @@ def test_stream_goes_on_after_the_batches_that_were_used(make_datamodule, stream
     loader = datamodule.train_dataloader()
     loader.load_state_dict({"batches": 4})
     assert texts_of(itertools.islice(loader, 5), short_processor) == whole[4:]
+
+
+def test_windows_of_a_stream_are_filled_with_what_comes_next(
+    make_datamodule, stream, short_processor
+):
+    hub = stream([audio_bytes(0.3, seed=n) for n in range(6)])
+    sets, options = {"a": hub}, {"train_packed": 1.0, "train_batch_size": 1}
+    loader = make_datamodule(train=sets, **options).train_dataloader()
+    texts = texts_of(itertools.islice(loader, 4), short_processor)
+    assert all(re.fullmatch(r"word \d word \d word \d", text) for text in texts)
+    for one_pass in (texts[:2], texts[2:]):
+        assert sorted(" ".join(one_pass).replace("word ", "").split()) == list("012345")
+    loader.load_state_dict({"batches": 1})
+    assert texts_of(itertools.islice(loader, 3), short_processor) == texts[1:]
 
 
 def test_stream_of_nothing_usable(make_datamodule, stream):
