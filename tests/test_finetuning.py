@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -161,21 +162,50 @@ def test_the_last_steps_are_measured_where_epochs_end_within_a_step(tmp_path, we
     assert kept(folder) == {"step": 6, "val_wer_before": 60.0, "val_wer": 40.0}
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_processes_learn_what_one_does(tmp_path, strategy):
-    """With the same clips in every step: the same losses and weights, up to rounding."""
-    losses = {"encoder_distillation_weight": 1e-3, "logit_distillation_weight": 0.5}
-    options = {"max_steps": 6, "learning_rate": 1e-3, **losses}
-    training = Training(tmp_path, options, chance=False, validates=True)
-    training.recipe["data"]["train"]["a"]["limit"] = 6
-    one, _ = training.run("one")
-    shared = ("trainer.devices=2", f"trainer.strategy={strategy}", "data.train_batch_size=1")
+def on_two_devices(training, *shared):
+    """Lightning starts the second process."""
     subprocess.run(
         [sys.executable, "-m", "liteasr.fit", *training.arguments("two", *shared)],
         check=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         timeout=300,
     )
+
+
+def on_two_machines(training, *shared):
+    """Two of torchrun's agents, each of which takes itself for a machine."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = str(probe.getsockname()[1])
+    both = {"HEAD": "localhost", "PORT": port, "NODES": "2", "DEVICES": "1"}
+    _, recipe, *rest = training.arguments("two", *shared)
+    agents = [
+        subprocess.Popen(
+            ["bash", str(ROOT / "recipes" / "cluster" / "torchrun.sh"), recipe, *rest],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHON": sys.executable, **both},
+        )
+        for _ in range(2)
+    ]
+    assert [agent.wait(300) for agent in agents] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("start", "options"),
+    [
+        (on_two_devices, ["trainer.devices=2", "trainer.strategy=ddp"]),
+        (on_two_devices, ["trainer.devices=2", "trainer.strategy=fsdp"]),
+        (on_two_machines, []),
+    ],
+    ids=["ddp", "fsdp", "machines"],
+)
+def test_two_processes_learn_what_one_does(tmp_path, start, options):
+    """With the same clips in every step: the same losses and weights, up to rounding."""
+    losses = {"encoder_distillation_weight": 1e-3, "logit_distillation_weight": 0.5}
+    changes = {"max_steps": 6, "learning_rate": 1e-3, **losses}
+    training = Training(tmp_path, changes, chance=False, validates=True)
+    training.recipe["data"]["train"]["a"]["limit"] = 6
+    one, _ = training.run("one")
+    start(training, *options, "data.train_batch_size=1")
     two = tmp_path / "two"
     curves = [
         [float(row["train/loss"]) for row in rows(folder) if row["train/loss"]]

@@ -14,8 +14,8 @@ from liteasr.config.errors import ConfigError
 from liteasr.config.load import load_recipe, to_yaml
 from liteasr.config.schema import (
     DEMO_SPLITS,
-    FSDP,
     EVALUATION_ROLES,
+    FSDP,
     ROLES,
     TRANSCRIPT_COLUMNS,
     AttentionKernel,

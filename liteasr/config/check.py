@@ -15,8 +15,8 @@ from liteasr.config.check_compression import check_compression, check_goal
 from liteasr.config.errors import did_you_mean
 from liteasr.config.schema import (
     DEMO_SPLITS,
-    FSDP,
     EVALUATION_ROLES,
+    FSDP,
     ROLES,
     Recipe,
     SourceConfig,
