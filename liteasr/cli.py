@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import transformers
 
 from liteasr.config import ConfigError
+from liteasr.distributed import lost_a_process
 from liteasr.errors import RunError
 
 __all__ = ["COMMANDS", "main", "recipe_parser", "run_main"]
@@ -66,6 +67,12 @@ def run_main(body: Callable[[], None], command: str | None = "fit") -> int:
         return 1
     except (RunError, OSError) as error:
         print(f"liteasr: {error}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if not lost_a_process(error):
+            raise
+        hint = "" if command is None else f"; {command} goes on with run.resume=true"
+        print(f"liteasr: another process of this run has ended{hint}\n  {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -12,9 +12,11 @@ from liteasr.config import ConfigError
 
 log = logging.getLogger(__name__)
 
-__all__ = ["gather_lists", "raise_together", "wait_for_all"]
+__all__ = ["gather_lists", "lost_a_process", "raise_together", "wait_for_all"]
 
 Item = TypeVar("Item")
+
+_LOST = ("Connection reset by peer", "Connection closed by peer", "Broken pipe")
 
 
 def gather_lists(items: Sequence[Item]) -> list[Item]:
@@ -42,6 +44,21 @@ def wait_for_all(name: str) -> None:
     """
     log.debug("waiting at %s", name)
     gather_lists([name])
+
+
+def lost_a_process(error: RuntimeError) -> bool:
+    """Whether an error means that another process of the run is there no more.
+
+    Args:
+        error: Raised by a collective operation; Gloo tells by its words alone.
+
+    Example:
+        >>> lost_a_process(RuntimeError("Connection reset by peer"))
+        False
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return False
+    return isinstance(error, dist.DistError) or any(words in str(error) for words in _LOST)
 
 
 def raise_together(errors: Sequence[str]) -> None:

@@ -220,6 +220,17 @@ def test_two_processes_learn_what_one_does(tmp_path, start, options):
     assert kept(one) == kept(two)
 
 
+def test_a_process_that_loses_another_says_so(tmp_path, monkeypatch, capsys):
+    def training_step(*_):
+        monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+        raise RuntimeError("Read error [127.0.0.1]:7: Connection reset by peer")
+
+    monkeypatch.setattr(WhisperModule, "training_step", training_step)
+    assert Training(tmp_path).run("run")[1] == 1
+    expected = "another process of this run has ended; fit goes on with run.resume=true"
+    assert expected in capsys.readouterr().err
+
+
 def test_an_interrupted_run_keeps_its_best_weights(tmp_path, monkeypatch, wers):
     training = Training(tmp_path, validates=True)
     wers(60, 50, 40, 45, 46)
