@@ -18,6 +18,7 @@ from torch.func import functional_call
 from liteasr.compression.blocks import BlockWalk, run_block
 from liteasr.compression.factorize import LowRankFactors, Whitening
 from liteasr.compression.hooks import frozen
+from liteasr.compression.metric import balanced
 
 __all__ = ["Refinement", "refine_block"]
 
@@ -100,7 +101,8 @@ def refine_block(
         schedule.step()
     with torch.no_grad():
         refined = {
-            name: LowRankFactors(*layers[name].factors(*parameters[name])) for name in parameters
+            name: balanced(LowRankFactors(*layers[name].factors(*pair)))
+            for name, pair in parameters.items()
         }
         after = _error_on_sample(block, _overrides(layers, parameters, walk.dtype), walk)
     if not after < before:
