@@ -171,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(text, end="")
         _print_result(result)
 
-    return run_main(body)
+    return run_main(body, command=None)
 
 
 if __name__ == "__main__":

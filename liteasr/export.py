@@ -178,6 +178,9 @@ def _as_saved(
         heads = reduced_attention_config(head_dims.items(), config.encoder_layers)
         config = LiteWhisperConfig(low_rank_config=layers, reduced_attention=heads, **options)
         config.auto_map = dict(AUTO_MAP)
+    output, embedding = state["proj_out.weight"], state["model.decoder.embed_tokens.weight"]
+    if config.tie_word_embeddings and not torch.equal(output, embedding):
+        config.tie_word_embeddings = False  # else loading would drop one of the two
     with torch.device("meta"):
         saved: WhisperForConditionalGeneration = cls(config)
     saved.load_state_dict(state, assign=True)

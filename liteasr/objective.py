@@ -101,7 +101,9 @@ class Objective(nn.Module):
             labels_BL, config.pad_token_id, config.decoder_start_token_id
         )
         # SpecAugment; here, so that the teacher hears the same.
-        features_BMF = model.model._mask_input_features(batch["input_features"].to(model.dtype))
+        features_BMF = model.model._mask_input_features(
+            batch["input_features"].to(model.dtype, copy=True)  # masked in place
+        )
         encoded_BTD = model.get_encoder()(features_BMF).last_hidden_state
         logits_BLV = _decode(model, encoded_BTD, inputs_BL) if self.weights.needs_decoder else None
         taught = self._teach(features_BMF, inputs_BL)

@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="liteasr report", description=COMMANDS["report"])
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="folder of fit or compare")
     arguments = parser.parse_args(argv)
-    return run_main(lambda: print(write_report(arguments.run)))
+    return run_main(lambda: print(write_report(arguments.run)), command=None)
 
 
 if __name__ == "__main__":

@@ -187,6 +187,19 @@ def test_a_dense_model_is_written_as_plain_whisper(tiny_model, processor, tmp_pa
     assert not list((tmp_path / "model").glob("*.py"))
 
 
+@pytest.mark.parametrize("kind", ["dense", "compressed"])
+def test_an_output_projection_of_its_own_stays_one(kind, request, processor, tmp_path):
+    """Though the configuration says that it is the embedding."""
+    model = request.getfixturevalue("tiny_model" if kind == "dense" else "compressed")
+    model.resize_token_embeddings(len(processor.tokenizer))
+    model.proj_out.weight = torch.nn.Parameter(model.proj_out.weight.detach() + 1)
+    assert model.config.tie_word_embeddings
+    export_model(model, processor, tmp_path / "model")
+    reloaded, _ = load(str(tmp_path / "model"))
+    assert torch.equal(reloaded.proj_out.weight, model.proj_out.weight)
+    assert not torch.equal(reloaded.proj_out.weight, reloaded.model.decoder.embed_tokens.weight)
+
+
 def test_a_compressed_layer_outside_the_encoder_is_refused(tiny_model, processor, tmp_path):
     from liteasr.modeling import LowRankLinear
 

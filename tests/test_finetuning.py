@@ -405,6 +405,18 @@ def test_masks_are_those_of_the_recipe_and_leave_no_trace(tmp_path, monkeypatch)
     assert before["mask_time_prob"] == after["mask_time_prob"] == 0.2
 
 
+def test_masks_do_not_reach_the_batch(tmp_path):
+    """CTC finds the loud frames in it."""
+    training = Training(tmp_path)
+    module = WhisperModule(str(training.dense), spec_augment={"mask_time_prob": 1.0})
+    module.model.train()
+    module.model.config.update({"apply_spec_augment": True, "mask_time_prob": 1.0})
+    features = torch.ones(1, 80, 100)
+    batch = {"input_features": features, "labels": torch.tensor([[1, 2]])}
+    module.objective(module.model, batch, 0)
+    assert bool((features == 1).all())
+
+
 def test_without_a_loss_on_it_the_decoder_is_not_run(tmp_path, monkeypatch):
     training = Training(
         tmp_path,
