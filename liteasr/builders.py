@@ -88,6 +88,7 @@ def build_module(recipe: Recipe, model_id: str | None = None) -> WhisperModule:
         ctc_weight=train.ctc_weight,
         flat_start_steps=train.flat_start_steps,
         spec_augment=asdict(train.spec_augment),
+        gradient_checkpointing=train.gradient_checkpointing,
     )
 
 

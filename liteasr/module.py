@@ -6,7 +6,7 @@ L tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -68,6 +68,7 @@ class WhisperModule(EvaluationSteps):
         spec_augment: ``mask_time_prob``, ``mask_time_length``, ``mask_feature_prob`` and
             ``mask_feature_length`` of transformers, for training; what the checkpoint's
             configuration says where a ``…_prob`` is absent.
+        gradient_checkpointing: Compute what is inside a layer again in the backward pass.
 
     Attributes:
         compression_plan: How the encoder was compressed; ``None`` if it was not.
@@ -104,6 +105,7 @@ class WhisperModule(EvaluationSteps):
         ctc_weight: float = 0.0,
         flat_start_steps: int = 0,
         spec_augment: Mapping[str, float | int | None] | None = None,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -221,6 +223,8 @@ class WhisperModule(EvaluationSteps):
         """Leave evaluation mode, in which checkpoints are loaded (SpecAugment looks at it)."""
         self.model.train()
         self._mask_as_asked()
+        if self.hparams["gradient_checkpointing"]:
+            _checkpointing(self.model, "enable")({"use_reentrant": False})
         teacher = self.objective.teacher
         if teacher is not None:
             teacher.to(self.device, self.model.dtype)
@@ -243,7 +247,9 @@ class WhisperModule(EvaluationSteps):
         config.update(changes)
 
     def on_train_end(self) -> None:
-        """Leave the configuration as it was, for what is saved."""
+        """Leave the model as it was, for what is saved."""
+        if self.hparams["gradient_checkpointing"]:
+            _checkpointing(self.model, "disable")()
         self.model.config.update(self._config_before)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
@@ -398,3 +404,9 @@ class WhisperModule(EvaluationSteps):
     ) -> list[str]:
         """Recognised texts; see :meth:`decode` for the batch."""
         return self.decode(batch)
+
+
+def _checkpointing(model: PreTrainedModel, what: str) -> Callable[..., None]:
+    """``enable`` or ``disable``, by the name that this version of transformers has for it."""
+    old: Callable[..., None] = getattr(model, f"gradient_checkpointing_{what}")
+    return getattr(model, f"activation_checkpointing_{what}", old)

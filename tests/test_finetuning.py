@@ -11,6 +11,7 @@ import sys
 
 import pytest
 import torch
+import transformers
 from runs import ROOT
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -415,6 +416,25 @@ def test_masks_do_not_reach_the_batch(tmp_path):
     batch = {"input_features": features, "labels": torch.tensor([[1, 2]])}
     module.objective(module.model, batch, 0)
     assert bool((features == 1).all())
+
+
+def test_activations_may_be_computed_again_instead_of_kept(uninterrupted, tmp_path, monkeypatch):
+    """Dropout and SpecAugment are the same in both passes, and so are the weights."""
+    calls = []
+
+    def checkpoint(*args, **options):
+        calls.append(options)
+        return original(*args, **options)
+
+    original = transformers.modeling_utils.checkpoint
+    monkeypatch.setattr("transformers.modeling_utils.checkpoint", checkpoint)
+    folder, _ = Training(tmp_path, {"gradient_checkpointing": True}).run("run")
+    config = load_model(str(folder / "model")).config
+    assert len(calls) == 11 * (config.encoder_layers + config.decoder_layers)
+    for name, weight in weights(uninterrupted).items():
+        assert torch.allclose(weight, weights(folder)[name], rtol=0, atol=1e-4), name
+    config = json.loads((folder / "model" / "config.json").read_text())
+    assert "gradient_checkpointing" not in config
 
 
 def test_without_a_loss_on_it_the_decoder_is_not_run(tmp_path, monkeypatch):

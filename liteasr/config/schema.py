@@ -345,6 +345,9 @@ class FinetuneConfig:
     alignment (the transcript in equal shares of the loud frames), from which CTC starts sooner."""
     spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
     """Masks over the features; a teacher hears them too."""
+    gradient_checkpointing: bool = False
+    """Keep only what goes from layer to layer for the backward pass and compute the rest again: a
+    fraction of the memory, for about a third more time."""
     val_every: int = 500
     """Optimizer steps between two measurements of validation WER, and between two checkpoints."""
     patience: int | None = None
