@@ -12,10 +12,10 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
 from liteasr.builders import build_module, build_trainer
-from liteasr.callbacks import LastCheckpoint, SeededSteps, StopOnNonFiniteLoss
+from liteasr.callbacks import LastCheckpoint, SeededSteps, StopEarly, StopOnNonFiniteLoss
 from liteasr.config import ConfigError, Recipe, Weights
 from liteasr.data import SpeechDataModule
 from liteasr.distributed import wait_for_all
@@ -178,7 +178,7 @@ def _callbacks(recipe: Recipe, run: RunFolder, best: ModelCheckpoint | None) -> 
     if train.ema_decay is not None:
         callbacks.append(EMAWeightAveraging(decay=train.ema_decay))
     if best is not None and train.patience is not None:
-        callbacks.append(EarlyStopping(_MONITOR, patience=train.patience, min_delta=0.0))
+        callbacks.append(StopEarly(_MONITOR, patience=train.patience, min_delta=0.0))
     # The best one first, so that the last one knows of it.
     callbacks += [] if best is None else [best]
     every = min(train.val_every, train.max_steps) if best is None else None

@@ -300,9 +300,17 @@ def test_a_logger_that_is_not_there_is_named(tmp_path, monkeypatch, capsys):
 
 def test_stops_when_nothing_gets_better(tmp_path, wers):
     wers(60, 50, 51, 52, 53)
-    folder, _ = Training(tmp_path, {"patience": 2}, validates=True).run("run")
+    training = Training(tmp_path, {"patience": 2}, validates=True)
+    folder, _ = training.run("run")
     assert kept(folder)["step"] == 3
-    assert max(int(row["step"]) for row in rows(folder)) < 10
+    assert checkpoint(folder)["global_step"] == 9
+    # As if it had been killed before it wrote down that the stage is done.
+    file = folder / "stages.json"
+    stages = json.loads(file.read_text())
+    file.write_text(json.dumps({"before_finetuning": stages["before_finetuning"]}))
+    assert training.run("run", "run.resume=true")[1] == 0
+    assert checkpoint(folder)["global_step"] == 9
+    assert kept(folder)["step"] == 3
 
 
 def test_the_average_of_the_weights_is_what_is_kept(tmp_path, wers):

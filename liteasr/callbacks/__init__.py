@@ -2,12 +2,13 @@
 
 from liteasr.callbacks.compression import CompressionCallback
 from liteasr.callbacks.decoding_progress import DecodingProgress
-from liteasr.callbacks.training import LastCheckpoint, SeededSteps, StopOnNonFiniteLoss
+from liteasr.callbacks.training import LastCheckpoint, SeededSteps, StopEarly, StopOnNonFiniteLoss
 
 __all__ = [
     "CompressionCallback",
     "DecodingProgress",
     "LastCheckpoint",
     "SeededSteps",
+    "StopEarly",
     "StopOnNonFiniteLoss",
 ]

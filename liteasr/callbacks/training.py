@@ -10,13 +10,13 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from liteasr.errors import RunError
 
-__all__ = ["LastCheckpoint", "SeededSteps", "StopOnNonFiniteLoss"]
+__all__ = ["LastCheckpoint", "SeededSteps", "StopEarly", "StopOnNonFiniteLoss"]
 
 _SHOWN = 3
 
@@ -82,6 +82,15 @@ class StopOnNonFiniteLoss(L.Callback):
         ids = self._batch.get("ids", []) if isinstance(self._batch, Mapping) else []
         more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
         return f" (clips {', '.join(ids[:_SHOWN])}{more})" if ids else ""
+
+
+class StopEarly(EarlyStopping):
+    """Lightning's, which stays stopped when training goes on from a checkpoint after the stop."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop at once, if that was decided before the interrupt."""
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
 
 
 class LastCheckpoint(ModelCheckpoint):
