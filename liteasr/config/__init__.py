@@ -38,6 +38,7 @@ from liteasr.config.schema import (
     Task,
     Trainable,
     TrainerConfig,
+    TrainText,
     Weights,
 )
 from liteasr.config.schema_compare import CompareConfig, CompareMethodConfig, SearchConfig
@@ -73,6 +74,7 @@ __all__ = [
     "SourceKind",
     "Task",
     "Trainable",
+    "TrainText",
     "TrainerConfig",
     "Weights",
     "check_comparison",

@@ -115,6 +115,13 @@ class Schedule(Enum):
     constant = "constant"
 
 
+class TrainText(Enum):
+    """How the transcripts of training are written."""
+
+    as_is = "as_is"
+    plain = "plain"
+
+
 class Trainable(Enum):
     """Which parameters a training stage updates."""
 
@@ -213,6 +220,9 @@ class DataConfig:
     """Clips a calibration step on one process."""
     train_batch_size: int = 8
     """Clips a training step on one process."""
+    train_text: TrainText = TrainText.as_is
+    """How transcripts are learned: ``as_is``, or ``plain`` (lower case, without punctuation but
+    within words) for a checkpoint that writes so, where corpora differ."""
     train_timestamps: float = 0.0
     """Share of the training clips that are learned with timestamps, from 0 to 1: those of their
     ``segments`` where a folder or manifest tells them (``start``, ``end``, ``text``; not in a

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import lightning as L
 from transformers import WhisperProcessor
 
-from liteasr.config import ROLES, ConfigError, DataConfig, LongForm, SourceConfig
+from liteasr.config import ROLES, ConfigError, DataConfig, LongForm, SourceConfig, TrainText
 from liteasr.data.calibration import CalibrationClips, CalibrationCollate, Draw, draw_clips
 from liteasr.data.evaluation import EvaluationCollate, stream_loader, table_loader
 from liteasr.data.features import LogMel
@@ -235,7 +235,12 @@ class SpeechDataModule(L.LightningDataModule):
         """
         sets = self._require("train")
         try:
-            encode = LabelEncoder(self.processor.tokenizer, self.language, self.task)
+            encode = LabelEncoder(
+                self.processor.tokenizer,
+                self.language,
+                self.task,
+                plain=self.data.train_text is TrainText.plain,
+            )
         except ValueError as error:
             raise ConfigError(f"model.language: {error}") from error
         if self.data.train_timestamps > 0 and not encode.has_timestamps:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
@@ -12,12 +13,24 @@ from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from liteasr.text import UNSPACED_LANGUAGES, is_english_only
 
-__all__ = ["LabelEncoder", "Segment"]
+__all__ = ["LabelEncoder", "Segment", "plain_text"]
 
 log = logging.getLogger(__name__)
 
 _TICK = 0.02
 """Seconds between two timestamp tokens."""
+
+
+def plain_text(text: str) -> str:
+    """Lower case, without punctuation but what is within words.
+
+    Example:
+        >>> plain_text("\u201cDON\u2019T,\u201d SAID THE WELL-READ 'MAN'.")
+        "don't said the well-read man"
+    """
+    text = text.lower().replace("\u2019", "'")
+    text = re.sub(r"[^\w\s'-]|(?<!\w)['-]|['-](?!\w)", " ", text)
+    return " ".join(text.split())
 
 
 class Segment(TypedDict):
@@ -37,14 +50,21 @@ class LabelEncoder:
         tokenizer: The checkpoint's tokenizer; it is copied.
         language: Spoken language of a multilingual checkpoint.
         task: Task of a multilingual checkpoint; ``transcribe`` if absent.
+        plain: Write texts by :func:`plain_text`.
 
     Raises:
         ValueError: If the tokenizer does not know the language.
     """
 
     def __init__(
-        self, tokenizer: WhisperTokenizer, language: str | None = None, task: str | None = None
+        self,
+        tokenizer: WhisperTokenizer,
+        language: str | None = None,
+        task: str | None = None,
+        *,
+        plain: bool = False,
     ) -> None:
+        self._plain = plain
         self._tokenizer: Any = copy.deepcopy(tokenizer)
         name = None if language is None else language.removeprefix("<|").removesuffix("|>")
         if name is not None:
@@ -92,7 +112,7 @@ class LabelEncoder:
         return [*labels, self._end]
 
     def _text(self, text: str) -> list[int]:
-        text = text.strip()
+        text = plain_text(text) if self._plain else text.strip()
         tokens: list[int] = self._tokenizer.encode(
             self._lead + text if text else "", add_special_tokens=False
         )

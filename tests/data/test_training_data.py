@@ -9,7 +9,7 @@ import torch
 from speech_files import audio_bytes, make_processor, source
 from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
-from liteasr.config import ConfigError
+from liteasr.config import ConfigError, TrainText
 
 
 def labels_of(loader):
@@ -194,6 +194,15 @@ def test_impossible_segments_name_the_line(make_datamodule, make_folder, segment
 
 
 @pytest.mark.parametrize(("language", "start"), [("de", " "), ("japanese", ""), (None, " ")])
+def test_texts_may_be_written_plainly(make_datamodule, make_folder, short_processor):
+    texts = ["WELL, I DON'T SAY: 'NO!'", "one – two"]
+    sets = {"a": source(make_folder("a", [0.3] * 2, texts=texts))}
+    as_they_are = texts_of(make_datamodule(train=sets).train_dataloader(), short_processor)
+    assert set(as_they_are) == set(texts)
+    loader = make_datamodule(train=sets, train_text=TrainText.plain).train_dataloader()
+    assert set(texts_of(loader, short_processor)) == {"well i don't say no", "one two"}
+
+
 def test_texts_begin_with_a_space_where_languages_have_any(
     make_datamodule, make_folder, multilingual_processor, language, start
 ):
