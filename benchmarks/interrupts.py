@@ -47,7 +47,7 @@ def recipe(model: str, data: str) -> dict[str, Any]:
         "decoding": {"long_form": "windows"},
         "compression": {
             "budget": {"encoder_ratio": 0.7},
-            "options": {"refine_steps": 3},
+            "options": {"refine_steps": 3, "joint_steps": 3},
             "save_every": 1,
         },
         "finetune": {

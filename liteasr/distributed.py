@@ -16,7 +16,12 @@ __all__ = ["gather_lists", "lost_a_process", "raise_together", "wait_for_all"]
 
 Item = TypeVar("Item")
 
-_LOST = ("Connection reset by peer", "Connection closed by peer", "Broken pipe")
+_LOST = (
+    "Connection reset by peer",
+    "Connection closed by peer",
+    "Broken pipe",
+    "remote process exited",
+)
 
 
 def gather_lists(items: Sequence[Item]) -> list[Item]:
@@ -50,7 +55,7 @@ def lost_a_process(error: RuntimeError) -> bool:
     """Whether an error means that another process of the run is there no more.
 
     Args:
-        error: Raised by a collective operation; Gloo tells by its words alone.
+        error: Raised by a collective operation, of which the words alone tell.
 
     Example:
         >>> lost_a_process(RuntimeError("Connection reset by peer"))
@@ -58,7 +63,7 @@ def lost_a_process(error: RuntimeError) -> bool:
     """
     if not (dist.is_available() and dist.is_initialized()):
         return False
-    return isinstance(error, dist.DistError) or any(words in str(error) for words in _LOST)
+    return any(words in str(error) for words in _LOST)
 
 
 def raise_together(errors: Sequence[str]) -> None:

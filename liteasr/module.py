@@ -408,5 +408,8 @@ class WhisperModule(EvaluationSteps):
 
 def _checkpointing(model: PreTrainedModel, what: str) -> Callable[..., None]:
     """``enable`` or ``disable``, by the name that this version of transformers has for it."""
-    old: Callable[..., None] = getattr(model, f"gradient_checkpointing_{what}")
-    return getattr(model, f"activation_checkpointing_{what}", old)
+    names = (f"activation_checkpointing_{what}", f"gradient_checkpointing_{what}")
+    found: Callable[..., None] = next(
+        getattr(model, name) for name in names if hasattr(model, name)
+    )
+    return found

@@ -86,7 +86,7 @@ def arguments(real_model, real_speech, tmp_path, monkeypatch):
         "data.calibration_clips=6",
         "data.calibration_batch_size=3",
         "data.num_workers=0",
-        "compression.options.refine_steps=2",
+        "compression.options={refine_steps: 2, joint_steps: 2}",
         "data.test.librispeech=null",
         "data.test.common_voice=null",
         "data.test.an4.limit=2",
@@ -103,7 +103,7 @@ def finished(real_model, real_speech, tmp_path_factory):
         *("--config", str(ROOT / "recipes" / "whisper_tiny_libri.yaml")),
         *(f"model.id={real_model}", f"data.root={real_speech}", f"run.dir={run}"),
         *("data.calibration_clips=6", "data.num_workers=0", "data.test.librispeech=null"),
-        "compression.options.refine_steps=2",
+        "compression.options={refine_steps: 2, joint_steps: 2}",
         *("data.test.common_voice=null", "data.test.an4.limit=3", "data.test.ljspeech.limit=1"),
     ]
     from liteasr.fit import main

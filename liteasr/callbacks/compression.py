@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import lightning as L
 import torch
@@ -14,7 +14,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import nn
 from torch.utils.data import DataLoader
 
-from liteasr.callbacks.processes import on_cpu, processes_of
+from liteasr.callbacks.processes import on_cpu, processes_of, without_whitening
 from liteasr.callbacks.statistics_store import StatisticsStore
 from liteasr.compression import (
     AllocationError,
@@ -41,6 +41,9 @@ _MODEL_KEYS = (
     *("language", "task", "max_new_tokens"),
 )
 """Hyper-parameters that say what the encoder gives and what the decoder says of it."""
+
+_Block: TypeAlias = tuple[str, nn.Module | None, list[str]]
+"""Prefix of names, module, and names of the compressed layers of an encoder block."""
 
 
 class CompressionCallback(L.Callback):
@@ -136,7 +139,10 @@ class CompressionCallback(L.Callback):
     def on_layer_compressed(
         self, trainer: L.Trainer, pl_module: WhisperModule, name: str, layer: LayerPlan
     ) -> None:
-        """Called on every process after each layer is swapped."""
+        """Called on every process after each layer is swapped.
+
+        A method may move its factors once more when all are.
+        """
 
     def report(self, trainer: L.Trainer, pl_module: WhisperModule, plan: CompressionPlan) -> None:
         """Print a table of all layers; on process 0 only."""
@@ -267,6 +273,30 @@ class CompressionCallback(L.Callback):
         key = {**self._statistics_key(trainer, pl_module), **decided}
         store = StatisticsStore(self.statistics_dir, key, trainer.global_rank)
         blocks = _by_block(pl_module, plan.ranks)
+        final = store.load_block(len(blocks)) if trainer.is_global_zero else None
+        final = trainer.strategy.broadcast(final)
+        if final is None:
+            self._compress_blocks(trainer, pl_module, plan, store, blocks)
+        else:
+            pl_module.apply_plan(plan, final)
+            for name in plan.ranks:
+                self.on_layer_compressed(trainer, pl_module, name, plan.layers[name])
+        pl_module.compression_plan = plan
+        if trainer.is_global_zero:
+            self.spectra = _spectra(self.method, plan)
+        self.method.release()
+        return plan
+
+    def _compress_blocks(
+        self,
+        trainer: L.Trainer,
+        pl_module: WhisperModule,
+        plan: CompressionPlan,
+        store: StatisticsStore,
+        blocks: Sequence[_Block],
+    ) -> None:
+        """Factorize and swap block by block, then let the method have all factors once more."""
+        installed: dict[str, LowRankFactors] = {}
         with progress("compressing", len(blocks), "blocks", enabled=trainer.is_global_zero) as bar:
             for index, (prefix, block, names) in enumerate(blocks):
                 done = store.load_block(index) if trainer.is_global_zero else None
@@ -283,16 +313,24 @@ class CompressionCallback(L.Callback):
                     pl_module.apply_plan(part, factors)
                     if trainer.is_global_zero and refined is not within:
                         store.save_block(index, factors)
+                installed |= {name: without_whitening(one) for name, one in factors.items()}
                 if block is not None:
                     self.method.block_done(block)
                 for name in names:
                     self.on_layer_compressed(trainer, pl_module, name, plan.layers[name])
                 bar.advance(bar.task_ids[0])
-        pl_module.compression_plan = plan
-        if trainer.is_global_zero:
-            self.spectra = _spectra(self.method, plan)
-        self.method.release()
-        return plan
+            prefix = f"{_name_of(pl_module.model, pl_module.encoder)}."
+            within = {
+                name.removeprefix(prefix): one
+                for name, one in installed.items()
+                if name.startswith(prefix)
+            }
+            refined = self.method.after_blocks(within)
+        if refined is not within:
+            final = {prefix + name: on_cpu(one) for name, one in refined.items()}
+            if trainer.is_global_zero:
+                store.save_block(len(blocks), final)
+            pl_module.apply_plan(plan, final)
 
     def _agreed_plan(self, trainer: L.Trainer) -> CompressionPlan:
         """The plan of process 0, or its complaint, on every process.
@@ -344,17 +382,21 @@ class _calibrating:
             module.training = True
 
 
-def _by_block(
-    pl_module: WhisperModule, ranks: Mapping[str, int]
-) -> list[tuple[str, nn.Module | None, list[str]]]:
+def _name_of(model: nn.Module, part: nn.Module) -> str:
+    for name, module in model.named_modules():
+        if module is part:
+            return str(name)
+    raise ValueError(f"{type(part).__name__} is no part of the model")
+
+
+def _by_block(pl_module: WhisperModule, ranks: Mapping[str, int]) -> list[_Block]:
     """Name prefix, module and compressed layers of each encoder block, in order.
 
     Compressed layers outside of any block come first, with no module.
     """
-    names = {id(module): name for name, module in pl_module.model.named_modules()}
-    blocks: list[tuple[str, nn.Module | None, list[str]]] = []
+    blocks: list[_Block] = []
     for block in pl_module.encoder.layers:
-        prefix = f"{names[id(block)]}."
+        prefix = f"{_name_of(pl_module.model, block)}."
         blocks.append((prefix, block, [name for name in ranks if name.startswith(prefix)]))
     inside = {name for _, _, inside in blocks for name in inside}
     outside = [name for name in ranks if name not in inside]

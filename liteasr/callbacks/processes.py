@@ -10,7 +10,7 @@ from torch import Tensor
 
 from liteasr.compression import LowRankFactors, Processes
 
-__all__ = ["on_cpu", "processes_of"]
+__all__ = ["on_cpu", "processes_of", "without_whitening"]
 
 
 def processes_of(trainer: L.Trainer) -> Processes:
@@ -42,3 +42,8 @@ def on_cpu(factors: LowRankFactors) -> LowRankFactors:
         factors.bias.cpu(),
         None if whitening is None else whitening.to(torch.device("cpu"), torch.float32),
     )
+
+
+def without_whitening(factors: LowRankFactors) -> LowRankFactors:
+    """What is in the layer, for keeping until all layers are done."""
+    return LowRankFactors(factors.weight1, factors.weight2, factors.bias)

@@ -70,6 +70,16 @@ class BlockWalk:
         self.dense_NTD, self.target_NTD = self.target_NTD, self.dense_NTD
 
     @torch.no_grad()
+    def finish_encoder(self, norm: nn.Module) -> None:
+        """Compute the dense encoder's output, ``target_NTD``, after the last block.
+
+        Args:
+            norm: What stands between the last block and the output.
+        """
+        for row in range(len(self.mine)):
+            self.target_NTD[row] = norm(self.batch(self.dense_NTD, [row]))[0].float().cpu()
+
+    @torch.no_grad()
     def _run(self, block: nn.Module, from_NTD: Tensor, to_NTD: Tensor) -> None:
         for row in range(len(self.mine)):
             to_NTD[row] = run_block(block, self.batch(from_NTD, [row]))[0].float().cpu()

@@ -13,10 +13,10 @@ from liteasr.compression.allocate import Budget
 from liteasr.compression.blocks import BlockWalk
 from liteasr.compression.factorize import LowRankFactors
 from liteasr.compression.metric import whitening_of
-from liteasr.compression.refine import Refinement, refine_block
+from liteasr.compression.refine import Refinement, refine_block, refine_encoder
 from liteasr.compression.sensitivity import SensitivityMethod
 from liteasr.compression.surgery import encoder_frames
-from liteasr.compression.windows import pack_windows
+from liteasr.compression.windows import Windows, pack_windows
 
 __all__ = ["RefinedMethod"]
 
@@ -29,13 +29,16 @@ class RefinedMethod(SensitivityMethod):
     factors of a block take a few dozen steps of Adam, in coordinates that are white in the
     layer's statistics and metric, so that the block's output, computed from what the compressed
     blocks before it give, is that of the dense encoder. Three forward passes a block and a few
-    backward passes; never more than one block's activations.
+    backward passes. In the end as many steps go to all factors together, so that the encoder's
+    output is that of the dense one.
 
     Args:
         budget: What to reach.
         refine_steps: Steps for each block.
         learning_rate: Peak learning rate, in whitened coordinates.
         refine_windows: Windows a step.
+        joint_steps: Steps for all blocks together, after those.
+        joint_learning_rate: Peak learning rate of these, for factors with components of equal norm.
         options: Those of :class:`SensitivityMethod`.
 
     Raises:
@@ -51,6 +54,8 @@ class RefinedMethod(SensitivityMethod):
         refine_steps: int = 60,
         learning_rate: float = 3e-5,
         refine_windows: int = 2,
+        joint_steps: int = 60,
+        joint_learning_rate: float = 1e-4,
         metric: str = "full",
         damping: float = 0.1,
         decoder_weight: float = 3.0,
@@ -67,13 +72,18 @@ class RefinedMethod(SensitivityMethod):
             padding_weight=padding_weight,
             block_dtype=block_dtype,
         )
+        for key, value in (("refine_steps", refine_steps), ("joint_steps", joint_steps)):
+            if value < 0:
+                raise ValueError(f"{key}: {value} is below 0")
         self.refinement = Refinement(refine_steps, learning_rate, refine_windows)
+        self.joint = Refinement(joint_steps, joint_learning_rate, refine_windows, seed=1)
+        self._windows: Windows | None = None
         self._walk: BlockWalk | None = None
 
     def prepare(self, encoder: nn.Module, linears: Mapping[str, nn.Linear]) -> None:
         """Forget where an earlier walk was."""
         super().prepare(encoder, linears)
-        self._walk = None
+        self._walk = self._windows = None
 
     def factorize(self, name: str, rank: int) -> LowRankFactors:
         """Factors in the metric, with the coordinates in which they are refined."""
@@ -93,35 +103,43 @@ class RefinedMethod(SensitivityMethod):
 
     def before_block(self, block: nn.Module) -> None:
         """Compute what the dense block gives."""
-        if self.refinement.steps == 0:
+        if self.refinement.steps == self.joint.steps == 0:
             return
         if self._walk is None:
             assert self.encoder is not None, "prepare comes first"
             mel_frames = 2 * encoder_frames(self.encoder)
-            windows = pack_windows(self.clips, mel_frames, seed=self.refinement.seed)
-            self._walk = BlockWalk(self.encoder, windows, self.processes, self.padding_weight)
+            self._windows = pack_windows(self.clips, mel_frames, seed=self.refinement.seed)
+            self._walk = BlockWalk(self.encoder, self._windows, self.processes, self.padding_weight)
         self._walk.start_block(block)
 
     def after_block(
         self, block: nn.Module, factors: Mapping[str, LowRankFactors]
     ) -> Mapping[str, LowRankFactors]:
         """Refine the factors."""
-        if self._walk is None:
+        if self._walk is None or self.refinement.steps == 0 or not factors:
             return factors
-        if factors:
-            factors = refine_block(block, factors, self._walk, self.refinement)
-        return factors
+        return refine_block(block, factors, self._walk, self.refinement)
 
     def block_done(self, block: nn.Module) -> None:
         """Go on to the next block."""
         if self._walk is not None:
             self._walk.finish_block(block)
 
+    def after_blocks(self, factors: Mapping[str, LowRankFactors]) -> Mapping[str, LowRankFactors]:
+        """Refine all of them together."""
+        if self._walk is None or self._windows is None or self.joint.steps == 0 or not factors:
+            return factors
+        encoder: Any = self.encoder
+        self._walk.finish_encoder(encoder.layer_norm)
+        features_NMF = self._windows.features_NMF
+        return refine_encoder(encoder, factors, features_NMF, self._walk, self.joint)
+
     def release(self) -> None:
         """Drop the hidden states too."""
         super().release()
-        self._walk = None
+        self._walk = self._windows = None
 
     def options(self) -> dict[str, Any]:
         """Those of the statistics, and of the refinement."""
-        return {**super().options(), "refinement": asdict(self.refinement)}
+        refinements = {"refinement": asdict(self.refinement), "joint": asdict(self.joint)}
+        return {**super().options(), **refinements}

@@ -97,7 +97,8 @@ class CompressionMethod(ABC):
 
     The callback calls :meth:`prepare`, then :meth:`observe` for every batch, :meth:`reduce` once,
     :meth:`allocate` once, and :meth:`factorize` for every layer that the plan compresses: block by
-    block, with :meth:`before_block`, :meth:`after_block` and :meth:`block_done` around each.
+    block, with :meth:`before_block`, :meth:`after_block` and :meth:`block_done` around each, and
+    :meth:`after_blocks` in the end.
     Whatever :meth:`state_dict` returns is saved during calibration and lets a killed run go on.
     """
 
@@ -167,6 +168,17 @@ class CompressionMethod(ABC):
         nothing here.
         """
         del block
+
+    def after_blocks(self, factors: Mapping[str, LowRankFactors]) -> Mapping[str, LowRankFactors]:
+        """Called on every process when all blocks are done.
+
+        Args:
+            factors: Those in place, by name within the encoder.
+
+        Returns:
+            The factors to install; here those that were given.
+        """
+        return factors
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:

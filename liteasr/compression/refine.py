@@ -1,13 +1,13 @@
-"""Block refinement: the factors of one block against the dense block's output.
+"""Refinement: factors against what the dense encoder gives, a block's, and then all of them.
 
-Shape suffixes: N windows, T encoder frames, D width of the encoder.
+Shape suffixes: N windows, M mel bins, F mel frames, T encoder frames, D width of the encoder.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,11 +20,14 @@ from liteasr.compression.factorize import LowRankFactors, Whitening
 from liteasr.compression.hooks import frozen
 from liteasr.compression.metric import balanced
 
-__all__ = ["Refinement", "refine_block"]
+__all__ = ["Refinement", "refine_block", "refine_encoder"]
 
 log = logging.getLogger(__name__)
 
 _WARMUP_STEPS = 5
+
+_GRADIENT_SCALE = 2.0**10
+"""Of the loss, to which Adam is indifferent: gradients of half precision must not vanish."""
 
 _SAMPLE_WINDOWS = 16
 """Windows on which a block is looked at before and after, about."""
@@ -32,12 +35,12 @@ _SAMPLE_WINDOWS = 16
 
 @dataclass(frozen=True)
 class Refinement:
-    """How the factors of a block are refined.
+    """How factors are refined.
 
     Attributes:
-        steps: Steps of Adam for each block; 0 leaves the factors as they are.
-        learning_rate: Peak of a cosine after a short warm-up, in the unit of the whitened
-            factors: an entry that changes by it costs about its square in relative error.
+        steps: Steps of Adam; 0 leaves the factors as they are.
+        learning_rate: Peak of a cosine after a short warm-up. For a block in the unit of the
+            whitened factors: an entry that changes by it costs about its square in relative error.
         windows: Windows of 30 s a step, over all processes together.
         seed: Seed of the order of windows.
 
@@ -81,45 +84,114 @@ def refine_block(
         name: (nn.Parameter(one.a_DK.clone()), nn.Parameter(one.b_DK.clone()))
         for name, one in layers.items()
     }
+
+    def error(window: int) -> Tensor:
+        return _error(block, _overrides(layers, parameters, walk.dtype), walk, window)
+
     flat = [parameter for pair in parameters.values() for parameter in pair]
-    optimizer = torch.optim.Adam(flat, lr=refinement.learning_rate, betas=(0.9, 0.95))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, refinement.steps))
-    variance = walk.target_variance()
-    before = _error_on_sample(block, _overrides(layers, parameters, walk.dtype), walk)
-    for windows in _batches(len(walk.weight_NT), refinement):
-        optimizer.zero_grad()
-        scale = 1.0 / (float(walk.weight_NT[windows].sum()) * variance)
-        # One window at a time: the activations of a block are its largest tensors.
-        for window in windows:
-            if window in walk.mine:
-                with torch.enable_grad(), frozen(block):
-                    overrides = _overrides(layers, parameters, walk.dtype)
-                    error = _error(block, overrides, walk, walk.mine.index(window))
-                    torch.autograd.backward(error * scale)
-        _sum_gradients(flat, walk)
-        optimizer.step()
-        schedule.step()
-    with torch.no_grad():
-        refined = {
-            name: balanced(LowRankFactors(*layers[name].factors(*pair)))
-            for name, pair in parameters.items()
-        }
-        after = _error_on_sample(block, _overrides(layers, parameters, walk.dtype), walk)
+    with frozen(block):
+        before, after = _descend(flat, error, walk, refinement)
     if not after < before:
         log.warning("refinement did not help a block (error %.3g → %.3g)", before, after)
         return dict(factors)
-    return refined
+    with torch.no_grad():
+        return {
+            name: balanced(LowRankFactors(*layers[name].factors(*pair)))
+            for name, pair in parameters.items()
+        }
 
 
-def _error_on_sample(block: nn.Module, overrides: dict[str, Tensor], walk: BlockWalk) -> float:
+def refine_encoder(
+    encoder: nn.Module,
+    factors: Mapping[str, LowRankFactors],
+    features_NMF: Tensor,
+    walk: BlockWalk,
+    refinement: Refinement,
+) -> dict[str, LowRankFactors]:
+    """Fit all factors of a compressed encoder together to the output of the dense one.
+
+    Minimises what :func:`refine_block` does, at the encoder's output: a block need not be right
+    where later ones do not look. Every process must call it.
+
+    Args:
+        encoder: The compressed encoder.
+        factors: Its factors, by name within the encoder, with components of equal norm in both.
+        features_NMF: Log-mel features of all windows of the walk.
+        walk: The walk after :meth:`~BlockWalk.finish_encoder`.
+        refinement: Steps and learning rate.
+
+    Returns:
+        The refined factors; those given, if the error of the windows that are looked at did not
+        fall.
+    """
+    parameters = {
+        f"{name}.{part}": nn.Parameter(
+            getattr(one, part).detach().to(walk.device, torch.float32, copy=True)
+        )
+        for name, one in factors.items()
+        for part in ("weight1", "weight2", "bias")
+    }
+
+    def error(window: int) -> Tensor:
+        overrides = {name: one.to(walk.dtype) for name, one in parameters.items()}
+        features = features_NMF[window : window + 1].to(walk.device, walk.dtype)
+        output = functional_call(encoder, overrides, (features,))
+        return _distance(output[0], walk, walk.mine.index(window))
+
+    with frozen(encoder):
+        before, after = _descend(list(parameters.values()), error, walk, refinement)
+    if not after < before:
+        log.warning("refinement did not help the encoder (error %.3g → %.3g)", before, after)
+        return dict(factors)
+    moved = {name: parameter.detach() for name, parameter in parameters.items()}
+    return {
+        name: LowRankFactors(
+            moved[f"{name}.weight1"], moved[f"{name}.weight2"], moved[f"{name}.bias"]
+        )
+        for name in factors
+    }
+
+
+def _descend(
+    parameters: list[nn.Parameter],
+    error: Callable[[int], Tensor],
+    walk: BlockWalk,
+    refinement: Refinement,
+) -> tuple[float, float]:
+    """Steps of Adam; the errors before and after.
+
+    Args:
+        parameters: What moves.
+        error: Weighted squared error of a window of this process.
+        walk: Windows, their weights, and the variance of the target.
+        refinement: Steps and learning rate.
+    """
+    optimizer = torch.optim.Adam(parameters, lr=refinement.learning_rate, betas=(0.9, 0.95))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, refinement.steps))
+    variance = walk.target_variance()
+    before = _error_on_sample(error, walk)
+    for windows in _batches(len(walk.weight_NT), refinement):
+        optimizer.zero_grad()
+        scale = _GRADIENT_SCALE / (float(walk.weight_NT[windows].sum()) * variance)
+        # One window at a time: the activations are the largest tensors.
+        for window in windows:
+            if window in walk.mine:
+                with torch.enable_grad():
+                    torch.autograd.backward(error(window) * scale)
+        _sum_gradients(parameters, walk)
+        optimizer.step()
+        schedule.step()
+    return before, _error_on_sample(error, walk)
+
+
+def _error_on_sample(error: Callable[[int], Tensor], walk: BlockWalk) -> float:
     """Weighted squared error over some of the windows of all processes."""
     count = len(walk.weight_NT)
     total = torch.zeros((), dtype=torch.float64)
     for window in range(0, count, max(1, count // _SAMPLE_WINDOWS)):
         if window in walk.mine:
             with torch.no_grad():
-                error = _error(block, overrides, walk, walk.mine.index(window))
-            total += error.double().cpu()
+                total += error(window).double().cpu()
     return float(walk.processes.reduce_sum(total))
 
 
@@ -155,12 +227,17 @@ def _overrides(
     return overrides
 
 
-def _error(block: nn.Module, overrides: dict[str, Tensor], walk: BlockWalk, row: int) -> Tensor:
+def _error(block: nn.Module, overrides: dict[str, Tensor], walk: BlockWalk, window: int) -> Tensor:
     def call(states_NTD: Tensor, mask: None) -> Tensor:
         output: Tensor = functional_call(block, overrides, (states_NTD, mask))
         return output
 
-    output_NTD = run_block(call, walk.batch(walk.compressed_NTD, [row]))
+    row = walk.mine.index(window)
+    return _distance(run_block(call, walk.batch(walk.compressed_NTD, [row])), walk, row)
+
+
+def _distance(output_NTD: Tensor, walk: BlockWalk, row: int) -> Tensor:
+    """Weighted squared error of one window's output, (1, T, D)."""
     target_TD = walk.target_NTD[row].to(walk.device)
     weight_T = walk.weight_NT[walk.mine[row]].to(walk.device)
     error: Tensor = ((output_NTD[0].float() - target_TD).square().sum(-1) * weight_T).sum()

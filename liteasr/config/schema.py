@@ -17,6 +17,7 @@ from liteasr.config.schema_compare import CompareConfig
 
 __all__ = [
     "DEMO_SPLITS",
+    "EVALUATION_ROLES",
     "FSDP",
     "ROLES",
     "TRANSCRIPT_COLUMNS",
@@ -39,14 +40,17 @@ __all__ = [
     "SourceKind",
     "SpecAugmentConfig",
     "Task",
+    "TrainText",
     "Trainable",
     "TrainerConfig",
     "Weights",
 ]
 
 ROLES = ("calibration", "train", "val", "test")
-EVALUATION_ROLES = ("val", "test")
 """Keys of ``data`` that hold sources by name."""
+
+EVALUATION_ROLES = ("val", "test")
+"""Those whose speech is measured, and must not be learned."""
 
 TRANSCRIPT_COLUMNS = ["text", "sentence", "normalized_text", "transcript", "transcription"]
 

@@ -239,7 +239,7 @@ class SpeechDataModule(L.LightningDataModule):
                 self.processor.tokenizer,
                 self.language,
                 self.task,
-                plain=self.data.train_text is TrainText.plain,
+                plain=TrainText(self.data.train_text) is TrainText.plain,
             )
         except ValueError as error:
             raise ConfigError(f"model.language: {error}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
@@ -22,15 +22,32 @@ _TICK = 0.02
 
 
 def plain_text(text: str) -> str:
-    """Lower case, without punctuation but what is within words.
+    """Lower case, without punctuation but what is within words and numbers.
 
     Example:
         >>> plain_text("\u201cDON\u2019T,\u201d SAID THE WELL-READ 'MAN'.")
         "don't said the well-read man"
+        >>> plain_text("3.5, 1,000")
+        '3.5 1,000'
+        >>> plain_text("हिन्दी में।")
+        'हिन्दी में'
     """
-    text = text.lower().replace("\u2019", "'")
-    text = re.sub(r"[^\w\s'-]|(?<!\w)['-]|['-](?!\w)", " ", text)
-    return " ".join(text.split())
+    text = unicodedata.normalize("NFC", text).lower().replace("\u2019", "'")
+    kept = "".join(
+        one if one.isalnum() or _is_part(text, at) else " " for at, one in enumerate(text)
+    )
+    return " ".join(kept.split())
+
+
+def _is_part(text: str, at: int) -> bool:
+    """Whether a character that is no letter or digit belongs to a word or a number."""
+    # Vowel signs and accents: of category M in scripts that do not compose them.
+    if unicodedata.category(text[at]).startswith("M"):
+        return True
+    before, after = text[at - 1 : at], text[at + 1 : at + 2]
+    if text[at] in "'-":
+        return before.isalnum() and after.isalnum()
+    return text[at] in ".,:" and before.isdigit() and after.isdigit()
 
 
 class Segment(TypedDict):
@@ -91,7 +108,8 @@ class LabelEncoder:
 
     def joined(self, texts: Sequence[str]) -> list[int]:
         """The same for texts that are said one after another."""
-        return self(self._lead.join(text.strip() for text in texts))
+        stripped = [text.strip() for text in texts]
+        return self(self._lead.join(text for text in stripped if text))
 
     def with_timestamps(self, segments: Sequence[Segment], seconds: float) -> list[int]:
         """The same, with the time at which each segment starts and ends around its text.

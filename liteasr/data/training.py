@@ -82,10 +82,15 @@ class _Clip(NamedTuple):
 
 
 class TrainingExample(NamedTuple):
-    """What one index of a training set gives: an utterance, and what was passed over for it."""
+    """What one index of a training set gives: an utterance, and what was passed over for it.
+
+    Attributes:
+        rows: Rows of a stream behind it.
+    """
 
     utterance: Utterance | None
     rejected: tuple[Rejected, ...]
+    rows: int = 1
 
 
 def training_indices(one: SpeechSet, window_seconds: float) -> list[int]:
@@ -321,14 +326,17 @@ class TrainingStream(IterableDataset[TrainingExample]):
                 yield TrainingExample(None, (clip,))
                 continue
             if clips and not self.make.fits([*clips, clip]):
-                yield TrainingExample(self.make.utterance(clips), ())
+                yield self._example(clips)
                 clips = []
             clips.append(clip)
             if len(clips) == 1 and self.make.draw(clip, epoch) is None:
-                yield TrainingExample(self.make.utterance(clips), ())
+                yield self._example(clips)
                 clips = []
         if clips:
-            yield TrainingExample(self.make.utterance(clips), ())
+            yield self._example(clips)
+
+    def _example(self, clips: Sequence[_Clip]) -> TrainingExample:
+        return TrainingExample(self.make.utterance(clips), (), len(clips))
 
 
 class TrainingCollate:
@@ -344,9 +352,10 @@ class TrainingCollate:
     def __call__(self, examples: Sequence[TrainingExample]) -> Collated:
         """Make one batch, or none if no example has an utterance."""
         rejected = tuple(row for example in examples for row in example.rejected)
+        rows = sum(example.rows for example in examples)
         found = [example.utterance for example in examples if example.utterance is not None]
         if not found:
-            return Collated((), rejected, len(examples))
+            return Collated((), rejected, rows)
         features_BMF, frames_B = self.log_mel.windows([utterance.audio for utterance in found])
         longest = max(len(utterance.labels) for utterance in found)
         labels_BL = torch.full((len(found), longest), IGNORED)
@@ -358,7 +367,7 @@ class TrainingCollate:
             "labels": labels_BL,
             "ids": [utterance.id for utterance in found],
         }
-        return Collated((batch,), rejected, len(examples))
+        return Collated((batch,), rejected, rows)
 
 
 def training_loader(

@@ -324,7 +324,8 @@ def test_every_step_can_be_overridden(folder, tmp_path):
 
 def refined():
     """``auto`` on a few windows, at a size that costs something."""
-    return RefinedMethod(Budget("encoder_ratio", 0.4), refine_steps=6, learning_rate=1e-4)
+    steps = {"refine_steps": 6, "learning_rate": 1e-4, "joint_steps": 3}
+    return RefinedMethod(Budget("encoder_ratio", 0.4), **steps)
 
 
 def test_blocks_that_were_finished_are_not_refined_again(folder, tmp_path, monkeypatch):
@@ -359,6 +360,14 @@ def test_blocks_that_were_finished_are_not_refined_again(folder, tmp_path, monke
     trainer(tmp_path, [CompressionCallback(refined())]).fit(whole, datamodule=Clips())
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name])
+
+    monkeypatch.setattr(
+        RefinedMethod, "before_block", lambda *_: pytest.fail("all factors are there")
+    )
+    third = WhisperModule(str(folder))
+    trainer(tmp_path, [CompressionCallback(refined(), **options)]).fit(third, datamodule=Clips())
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, third.model.state_dict()[name])
 
 
 def test_no_clips_is_an_error(folder, tmp_path):

@@ -18,7 +18,7 @@ from liteasr.compression.refine import Refinement
 from liteasr.compression.windows import Windows, pack_windows
 
 BUDGET = Budget("encoder_ratio", 0.4)
-OPTIONS = {"refine_steps": 30, "learning_rate": 1e-4, "decoder_weight": 0.0}
+OPTIONS = {"refine_steps": 30, "learning_rate": 1e-4, "decoder_weight": 0.0, "joint_steps": 0}
 
 
 def compress(model, features, **options):
@@ -30,6 +30,7 @@ def compress(model, features, **options):
         method.observe(CalibrationBatch(x, frames))
     method.reduce(lambda tensor: tensor)
     plan = method.allocate()
+    installed = {}
     for index, block in enumerate(encoder.layers):
         prefix = f"model.encoder.layers.{index}."
         names = [name for name in plan.ranks if name.startswith(prefix)]
@@ -41,6 +42,12 @@ def compress(model, features, **options):
         after = method.after_block(block, within)
         apply_plan(model, part, {prefix + name: one for name, one in after.items()})
         method.block_done(block)
+        installed |= {prefix + name: one for name, one in after.items()}
+    prefix = "model.encoder."
+    within = {name.removeprefix(prefix): one for name, one in installed.items()}
+    final = method.after_blocks(within)
+    assert (final is within) == (method.joint.steps == 0)
+    apply_plan(model, plan, {prefix + name: one for name, one in final.items()})
     return plan
 
 
@@ -67,6 +74,18 @@ def test_refinement_lowers_the_error_at_the_same_ranks(two_models, tiny_features
     ]
     assert plans[0].ranks == plans[1].ranks
     errors = [(encoded(model, tiny_features) - dense).square().sum() for model in two_models]
+    assert errors[1] < 0.9 * errors[0]
+
+
+def test_all_factors_together_lower_it_too(two_models, tiny_features):
+    one, both = two_models
+    # Of the range that log-mel features have, which windows are cut to.
+    features = [(x.clamp(-1, 1), frames) for x, frames in tiny_features]
+    dense = encoded(one, features)
+    options = {"refine_steps": 0, "joint_learning_rate": 3e-5}
+    plan = compress(one, features, **options)
+    assert compress(both, features, **options, joint_steps=20).ranks == plan.ranks
+    errors = [(encoded(model, features) - dense).square().sum() for model in two_models]
     assert errors[1] < 0.9 * errors[0]
 
 
@@ -144,10 +163,20 @@ def test_a_block_without_low_rank_layers_is_passed(tiny_model, tiny_features):
     method.block_done(block)
 
 
-def test_a_refinement_that_does_harm_is_left_aside(two_models, tiny_features, caplog):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"refine_steps": 6, "learning_rate": 1e3},
+        {"refine_steps": 0, "joint_steps": 5, "joint_learning_rate": 1e3},
+        {"refine_steps": 6, "joint_steps": 5, "joint_learning_rate": 1e3},
+    ],
+)
+def test_a_refinement_that_does_harm_is_left_aside(two_models, tiny_features, caplog, options):
     plain, wild = two_models
-    compress(plain, tiny_features, refine_steps=0)
-    compress(wild, tiny_features, learning_rate=1e3)
+    does_harm_in_blocks = "joint_steps" not in options
+    kept = 0 if does_harm_in_blocks else options["refine_steps"]
+    compress(plain, tiny_features, refine_steps=kept)
+    compress(wild, tiny_features, **options)
     for name, value in plain.state_dict().items():
         assert torch.equal(value, wild.state_dict()[name])
     assert "refinement did not help" in caplog.text
