@@ -38,7 +38,8 @@ class RefinedMethod(SensitivityMethod):
         learning_rate: Peak learning rate, in whitened coordinates.
         refine_windows: Windows a step.
         joint_steps: Steps for all blocks together, after those.
-        joint_learning_rate: Peak learning rate of these, for factors with components of equal norm.
+        joint_learning_rate: Peak learning rate of these, times the relative error they begin with;
+            for factors with components of equal norm.
         options: Those of :class:`SensitivityMethod`.
 
     Raises:
@@ -55,7 +56,7 @@ class RefinedMethod(SensitivityMethod):
         learning_rate: float = 3e-5,
         refine_windows: int = 2,
         joint_steps: int = 60,
-        joint_learning_rate: float = 1e-4,
+        joint_learning_rate: float = 6e-4,
         metric: str = "full",
         damping: float = 0.1,
         decoder_weight: float = 3.0,

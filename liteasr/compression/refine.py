@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -118,7 +118,8 @@ def refine_encoder(
         factors: Its factors, by name within the encoder, with components of equal norm in both.
         features_NMF: Log-mel features of all windows of the walk.
         walk: The walk after :meth:`~BlockWalk.finish_encoder`.
-        refinement: Steps and learning rate.
+        refinement: Steps, and learning rate where the relative error of the output is 1; it is
+            scaled with that error.
 
     Returns:
         The refined factors; those given, if the error of the windows that are looked at did not
@@ -139,7 +140,11 @@ def refine_encoder(
         return _distance(output[0], walk, walk.mine.index(window))
 
     with frozen(encoder):
-        before, after = _descend(list(parameters.values()), error, walk, refinement)
+        # What is nearly right already wants smaller steps.
+        weight = float(walk.weight_NT[_sample(walk)].sum())
+        relative = _error_on_sample(error, walk) / (weight * walk.target_variance())
+        scaled = replace(refinement, learning_rate=refinement.learning_rate * relative)
+        before, after = _descend(list(parameters.values()), error, walk, scaled)
     if not after < before:
         log.warning("refinement did not help the encoder (error %.3g → %.3g)", before, after)
         return dict(factors)
@@ -184,11 +189,15 @@ def _descend(
     return before, _error_on_sample(error, walk)
 
 
+def _sample(walk: BlockWalk) -> range:
+    count = len(walk.weight_NT)
+    return range(0, count, max(1, count // _SAMPLE_WINDOWS))
+
+
 def _error_on_sample(error: Callable[[int], Tensor], walk: BlockWalk) -> float:
     """Weighted squared error over some of the windows of all processes."""
-    count = len(walk.weight_NT)
     total = torch.zeros((), dtype=torch.float64)
-    for window in range(0, count, max(1, count // _SAMPLE_WINDOWS)):
+    for window in _sample(walk):
         if window in walk.mine:
             with torch.no_grad():
                 total += error(window).double().cpu()
