@@ -89,7 +89,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch-size", type=int, nargs="+", default=[1], help="windows at a time; 1")
     add("--dtype", nargs="+", choices=[dtype.value for dtype in Dtype], default=["float32"])
     add("--threads", type=int, nargs="+", metavar="N", help="of torch; its own number if not given")
-    add("--mode", nargs="+", choices=MODES, default=["eager"], help="compiled: torch.compile")
+    add(
+        "--mode",
+        nargs="+",
+        choices=MODES,
+        default=["eager"],
+        help="graphs: CUDA graphs; compiled: torch.compile",
+    )
     add("--device", choices=["auto", "cpu", "cuda"], default="auto")
     add("--repeats", type=int, default=10, metavar="N", help="rounds of each combination; 10")
     add(

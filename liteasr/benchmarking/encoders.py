@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from liteasr.benchmarking.settings import Combination
 from liteasr.benchmarking.timing import NAMES, alternate, compare, spread
 from liteasr.compression import encoder_flops
+from liteasr.modeling import use_cuda_graphs, use_no_cuda_graphs
 from liteasr.speed import Stopwatch
 
 __all__ = ["Skipped", "measure_encoders", "random_features"]
@@ -73,11 +74,16 @@ def measure_encoders(
         run: dict[str, Encode] = dict(encoders)
         if combination.mode == "compiled":
             run, compile_s = _compile(encoders, input_BMF)
+        if combination.mode == "graphs":
+            for encoder in encoders.values():
+                use_cuda_graphs(encoder)
         calls = _warm_up(run, input_BMF)
         work = {name: _repeated(run[name], input_BMF, calls) for name in NAMES}
         measured = alternate([work] * repeats, on_run)
     if combination.mode == "compiled":
         torch.compiler.reset()
+    for encoder in encoders.values():
+        use_no_cuda_graphs(encoder)
     seconds = {name: [one / calls for one in measured[name]] for name in NAMES}
     ratio = encoder_flops(encoders["dense"]) / encoder_flops(encoders["lite"])
     result: dict[str, Any] = {
@@ -130,7 +136,8 @@ def _compile(
     compile_s: dict[str, float | None] = {}
     torch.compiler.reset()
     for name, encoder in encoders.items():
-        run[name] = torch.compile(encoder, dynamic=False)
+        options: dict[str, Any] = {"mode": "reduce-overhead"} if input_BMF.is_cuda else {}
+        run[name] = torch.compile(encoder, dynamic=False, **options)
         watch = Stopwatch()
         try:
             with _uncached(), watch.running():

@@ -18,6 +18,7 @@ _KINDS = {
     "eager": ("encoder", STYLES[0]),
     "compiled": ("encoder, compiled", STYLES[1]),
     "transcription": ("whole transcription", STYLES[2]),
+    "graphs": ("encoder, CUDA graphs", STYLES[3]),
 }
 
 

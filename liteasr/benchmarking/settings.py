@@ -15,7 +15,7 @@ from liteasr.config import ConfigError
 
 __all__ = ["MODES", "Combination", "Settings", "check_dtype", "check_settings", "combinations"]
 
-MODES = ("eager", "compiled")
+MODES = ("eager", "graphs", "compiled")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Settings:
         batch_sizes: Windows at a time.
         dtypes: Types of the weights and of the input.
         threads: Threads of torch.
-        modes: ``eager``, ``compiled`` (``torch.compile``).
+        modes: ``eager``, ``graphs`` (CUDA graphs), ``compiled`` (``torch.compile``, on a GPU with
+            CUDA graphs).
         device: ``cpu`` or ``cuda``.
         repeats: Rounds of each combination; in each, both encoders run.
         audio: Files or sets to transcribe; none for encoders alone.
@@ -97,6 +98,8 @@ def check_settings(settings: Settings) -> None:
     errors = [*_wrong_numbers(settings), *_wrong_models(settings), *_wrong_output(settings)]
     if "compiled" in settings.modes and not can_compile():
         errors.append("--mode: torch.compile does not support this Python or system")
+    if "graphs" in settings.modes and settings.device != "cuda":
+        errors.append("--mode: graphs are CUDA graphs, which need --device cuda")
     if errors:
         raise ConfigError(errors)
     for dtype in settings.dtypes:

@@ -21,6 +21,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from liteasr.modeling.attention import ReducedAttention
 from liteasr.modeling.configuration import LINEAR_NAMES, LiteWhisperConfig
 from liteasr.modeling.fast import use_fast_inference, use_plain_inference
+from liteasr.modeling.graphs import use_cuda_graphs, use_no_cuda_graphs
 from liteasr.modeling.linear import LowRankLinear
 from liteasr.modeling.pipeline import LiteWhisperPipeline
 from liteasr.modeling.rank_space import (
@@ -38,7 +39,9 @@ __all__ = [
     "LowRankLinear",
     "RankSpaceAttention",
     "ReducedAttention",
+    "use_cuda_graphs",
     "use_fast_inference",
+    "use_no_cuda_graphs",
     "use_plain_attention",
     "use_plain_inference",
     "use_rank_space",

@@ -1,0 +1,119 @@
+"""An encoder on a GPU as one graph of kernels, for which the CPU has nothing to launch.
+
+A single window keeps a GPU busy for less time than it takes Python to launch the kernels of dozens
+of layers; a low-rank encoder has more, and smaller ones. A CUDA graph is recorded once and
+replayed.
+
+Shape suffixes: B windows in a batch, M mel bins, F mel frames.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput
+
+__all__ = ["use_cuda_graphs", "use_no_cuda_graphs"]
+
+_WARM_UP_CALLS = 3
+"""Before recording; libraries choose their kernels and take their memory in them."""
+
+_Key = tuple[torch.Size, torch.dtype, torch.device]
+
+
+def use_cuda_graphs(encoder: nn.Module, most_shapes: int = 8) -> None:
+    """Let an encoder replay a recorded graph for inputs of a shape that it has seen; idempotent.
+
+    Only where nothing is differentiated, on a GPU, and for the last hidden state alone; otherwise
+    it runs as before. Parameters may change in place, and be moved; when layers were replaced, call
+    this again. The output is a copy, which the next call leaves alone.
+
+    Args:
+        encoder: Hugging Face's Whisper encoder, dense or with low-rank layers.
+        most_shapes: Graphs kept; the one unused for longest makes room. Each holds the encoder's
+            activations of its batch.
+    """
+    use_no_cuda_graphs(encoder)
+    encoder.forward = _Replay(encoder, most_shapes)
+
+
+def use_no_cuda_graphs(encoder: nn.Module) -> None:
+    """Launch every kernel again; idempotent."""
+    if isinstance(encoder.__dict__.get("forward"), _Replay):
+        del encoder.forward
+
+
+class _Replay:
+    """In place of an encoder's ``forward``."""
+
+    def __init__(self, encoder: nn.Module, most_shapes: int) -> None:
+        # The encoder holds this object; it is not to be held by it in turn.
+        self._encoder = weakref.ref(encoder)
+        self._most_shapes = most_shapes
+        self._recorded: OrderedDict[_Key, _Recorded] = OrderedDict()
+        self._parameters: list[nn.Parameter] = []
+        self._places = [0]  # nothing is recorded yet
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Replay:
+        raise TypeError("an encoder that replays CUDA graphs cannot be copied: use_no_cuda_graphs")
+
+    def __call__(
+        self, input_features: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        encoder = self._encoder()
+        assert encoder is not None
+        # Whisper's encoder does not look at the mask.
+        if not self._can_replay(encoder, input_features) or any(
+            value is not None and value is not False and key != "return_dict"
+            for key, value in kwargs.items()
+        ):
+            forward = type(encoder).forward
+            return forward(encoder, input_features, attention_mask=attention_mask, **kwargs)
+        if self._places != [one.data_ptr() for one in self._parameters]:
+            self._recorded.clear()
+            self._parameters = list(encoder.parameters())
+            self._places = [one.data_ptr() for one in self._parameters]
+        key = (input_features.shape, input_features.dtype, input_features.device)
+        if key not in self._recorded:
+            while len(self._recorded) >= self._most_shapes:
+                self._recorded.popitem(last=False)
+            self._recorded[key] = _Recorded(encoder, input_features)
+        self._recorded.move_to_end(key)
+        return BaseModelOutput(last_hidden_state=self._recorded[key](input_features))
+
+    @staticmethod
+    def _can_replay(encoder: nn.Module, features_BMF: Tensor) -> bool:
+        return not (
+            features_BMF.device.type != "cuda"
+            or torch.is_grad_enabled()
+            or encoder.training
+            or torch.is_autocast_enabled("cuda")
+            or torch.compiler.is_compiling()
+            or torch.cuda.is_current_stream_capturing()
+        )
+
+
+class _Recorded:
+    """A graph, its input and its output."""
+
+    def __init__(self, encoder: nn.Module, features_BMF: Tensor) -> None:
+        self._input_BMF = features_BMF.clone()
+        forward = type(encoder).forward
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UP_CALLS):
+                forward(encoder, self._input_BMF)
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._output_BTD: Tensor = forward(encoder, self._input_BMF).last_hidden_state
+
+    def __call__(self, features_BMF: Tensor) -> Tensor:
+        self._input_BMF.copy_(features_BMF)
+        self._graph.replay()
+        return self._output_BTD.clone()
