@@ -155,18 +155,23 @@ class PCAMethod(CompressionMethod):
             ValueError: If there is a budget that no thresholds reach.
         """
         rule = self.rule if self.budget is None else self._rule_for(self.budget)
-        layers = {name: self.layer_plan(name, rank) for name, rank in self._ranks(rule).items()}
+        ranks = self._ranks(rule, self._spectra_on_cpu())
+        layers = {name: self.layer_plan(name, rank) for name, rank in ranks.items()}
         return CompressionPlan(layers, self.name, {**self.options(), **asdict(rule)})
 
-    def _ranks(self, rule: ThresholdRule) -> dict[str, int | None]:
+    def _ranks(self, rule: ThresholdRule, spectra: Mapping[str, Tensor]) -> dict[str, int | None]:
         return {
             name: rule.rank(
-                self.pca(name).eigenvalues_R,
+                spectra[name],
                 self.shape(name),
                 mlp=name.rpartition(".")[2] in ("fc1", "fc2"),
             )
             for name in self.linears
         }
+
+    def _spectra_on_cpu(self) -> dict[str, Tensor]:
+        """A rule looks at single numbers, for each of which a GPU would be waited for."""
+        return {name: self.pca(name).eigenvalues_R.cpu() for name in self.linears}
 
     def _rule_for(self, budget: Budget) -> ThresholdRule:
         """The thresholds, one factor from those of the rule, with the largest size allowed."""
@@ -174,6 +179,7 @@ class PCAMethod(CompressionMethod):
         dense = encoder_parameters(self.encoder)
         allowed = budget.amount * (1 if budget.kind == "encoder_params" else dense)
         found: tuple[int, ThresholdRule] | None = None
+        spectra = self._spectra_on_cpu()
         for step in range(-_FACTORS, _FACTORS + 1):
             factor = 10.0 ** (4 * step / _FACTORS)
             lost = ((1 - self.rule.attention) * factor, (1 - self.rule.mlp) * factor)
@@ -181,7 +187,7 @@ class PCAMethod(CompressionMethod):
             if max(lost) < 1:
                 size = dense - sum(
                     self.shape(name).dense_params() - self.shape(name).low_rank_params(rank)
-                    for name, rank in self._ranks(rule).items()
+                    for name, rank in self._ranks(rule, spectra).items()
                     if rank is not None
                 )
                 if size <= allowed and (found is None or size > found[0]):
