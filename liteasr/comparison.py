@@ -218,6 +218,7 @@ class Comparison:
                 "compress": round(times["factorize"], 3),
             },
             "plan": plan.ranks,
+            "units": plan.units,
             "calibration": plan.calibration,
             "reason": reason,
         }

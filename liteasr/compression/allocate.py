@@ -21,6 +21,7 @@ __all__ = [
     "ThresholdRule",
     "allocate_budget",
     "allocate_error",
+    "joint_options",
     "kept_energy",
     "rank_for_energy",
     "rank_options",
@@ -221,6 +222,56 @@ def rank_options(
         if rank < len(lost) and count(rank) < options[0].cost:
             options.append(Option(count(rank), lost[rank], rank))
     return options
+
+
+def joint_options(first: Sequence[Option], second: Sequence[Option]) -> list[Option]:
+    """Two items as one: the pairs that are best at some price, dearest first.
+
+    Args:
+        first: Options of one item.
+        second: Those of the other.
+
+    Returns:
+        Options with the sums of costs and damages, and both values in a tuple.
+
+    Example:
+        >>> ones = [Option(9, 0.0, "a"), Option(6, 1.0, "b"), Option(3, 4.0, "c")]
+        >>> [(o.cost, o.damage, o.value) for o in joint_options(ones, ones[:2])]
+        [(18, 0.0, ('a', 'a')), (12, 2.0, ('b', 'b')), (9, 5.0, ('c', 'b'))]
+    """
+    hulls = _hull(first), _hull(second)
+    prices = sorted({0.0, *(price for hull in hulls for price in _prices(hull))})
+    found: list[Option] = []
+    for price in prices:
+        # Just above a price at which an item changes, all changes at it are made.
+        above = price * (1 + 1e-9)
+        one, two = (_at_price({"": hull}, above)[""] for hull in hulls)
+        pair = Option(one.cost + two.cost, one.damage + two.damage, (one.value, two.value))
+        if not found or pair.cost < found[-1].cost:
+            found.append(pair)
+    return found
+
+
+def _hull(options: Sequence[Option]) -> list[Option]:
+    """Lower convex hull of damage over cost, dearest first."""
+    hull: list[Option] = []
+    for option in sorted(options, key=lambda one: (-one.cost, one.damage)):
+        if hull and (option.cost == hull[-1].cost or option.damage < hull[-1].damage):
+            if option.cost == hull[-1].cost:
+                continue
+            hull = [one for one in hull if one.damage < option.damage]
+        while len(hull) > 1 and _slope(hull[-2], hull[-1]) > _slope(hull[-1], option):
+            hull.pop()
+        hull.append(option)
+    return hull
+
+
+def _slope(dear: Option, cheap: Option) -> float:
+    return (cheap.damage - dear.damage) / (dear.cost - cheap.cost)
+
+
+def _prices(hull: Sequence[Option]) -> list[float]:
+    return [_slope(*pair) for pair in itertools.pairwise(hull)]
 
 
 def allocate_budget(items: Mapping[str, Sequence[Option]], budget: float) -> dict[str, Option]:

@@ -12,6 +12,7 @@ from torch import nn
 from liteasr.compression.allocate import Budget
 from liteasr.compression.blocks import BlockWalk
 from liteasr.compression.factorize import LowRankFactors
+from liteasr.compression.method import Factors
 from liteasr.compression.metric import whitening_of
 from liteasr.compression.refine import Refinement, refine_block, refine_encoder
 from liteasr.compression.sensitivity import SensitivityMethod
@@ -63,6 +64,7 @@ class RefinedMethod(SensitivityMethod):
         probes: int = 1,
         padding_weight: float = 0.05,
         block_dtype: torch.dtype = torch.float32,
+        mlp_units: bool = False,
     ) -> None:
         super().__init__(
             budget,
@@ -72,6 +74,7 @@ class RefinedMethod(SensitivityMethod):
             probes=probes,
             padding_weight=padding_weight,
             block_dtype=block_dtype,
+            mlp_units=mlp_units,
         )
         for key, value in (("refine_steps", refine_steps), ("joint_steps", joint_steps)):
             if value < 0:
@@ -114,8 +117,8 @@ class RefinedMethod(SensitivityMethod):
         self._walk.start_block(block)
 
     def after_block(
-        self, block: nn.Module, factors: Mapping[str, LowRankFactors]
-    ) -> Mapping[str, LowRankFactors]:
+        self, block: nn.Module, factors: Mapping[str, Factors]
+    ) -> Mapping[str, Factors]:
         """Refine the factors."""
         if self._walk is None or self.refinement.steps == 0 or not factors:
             return factors
@@ -126,7 +129,7 @@ class RefinedMethod(SensitivityMethod):
         if self._walk is not None:
             self._walk.finish_block(block)
 
-    def after_blocks(self, factors: Mapping[str, LowRankFactors]) -> Mapping[str, LowRankFactors]:
+    def after_blocks(self, factors: Mapping[str, Factors]) -> Mapping[str, Factors]:
         """Refine all of them together."""
         if self._walk is None or self._windows is None or self.joint.steps == 0 or not factors:
             return factors

@@ -8,16 +8,27 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from liteasr.compression.factorize import LowRankFactors
 from liteasr.compression.plan import CompressionPlan
+from liteasr.compression.units import UnitFactors
 from liteasr.modeling import use_plain_inference
 
-__all__ = ["AllocationError", "CalibrationBatch", "CompressionMethod", "Decoder", "Processes"]
+__all__ = [
+    "AllocationError",
+    "CalibrationBatch",
+    "CompressionMethod",
+    "Decoder",
+    "Factors",
+    "Processes",
+]
+
+Factors: TypeAlias = LowRankFactors | UnitFactors
+"""New parameters of a linear layer."""
 
 
 class AllocationError(ValueError):
@@ -140,6 +151,14 @@ class CompressionMethod(ABC):
     def factorize(self, name: str, rank: int) -> LowRankFactors:
         """Factors of one layer at one rank."""
 
+    def reduce_mlp(self, name: str, units: int) -> UnitFactors:
+        """Weights of one of the two layers of an MLP that keeps so many hidden units.
+
+        Raises:
+            NotImplementedError: If the method, as here, plans for none.
+        """
+        raise NotImplementedError(f"method {self.name} keeps all hidden units, also of {name}")
+
     def before_block(self, block: nn.Module) -> None:
         """Called on every process before the layers of an encoder block are swapped.
 
@@ -148,8 +167,8 @@ class CompressionMethod(ABC):
         del block
 
     def after_block(
-        self, block: nn.Module, factors: Mapping[str, LowRankFactors]
-    ) -> Mapping[str, LowRankFactors]:
+        self, block: nn.Module, factors: Mapping[str, Factors]
+    ) -> Mapping[str, Factors]:
         """Called on every process after the layers of a block are swapped.
 
         Args:
@@ -169,7 +188,7 @@ class CompressionMethod(ABC):
         """
         del block
 
-    def after_blocks(self, factors: Mapping[str, LowRankFactors]) -> Mapping[str, LowRankFactors]:
+    def after_blocks(self, factors: Mapping[str, Factors]) -> Mapping[str, Factors]:
         """Called on every process when all blocks are done.
 
         Args:

@@ -14,6 +14,7 @@ from liteasr.compression.method import (
     AllocationError,
     CalibrationBatch,
     CompressionMethod,
+    Factors,
     Processes,
 )
 from liteasr.compression.pca import PCAMethod
@@ -25,6 +26,7 @@ __all__ = [
     "CalibrationBatch",
     "CompressionMethod",
     "PCAMethod",
+    "Factors",
     "Processes",
     "RefinedMethod",
     "SensitivityMethod",

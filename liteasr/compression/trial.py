@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from liteasr.compression.factorize import LowRankFactors
+from liteasr.compression.units import UnitFactors
 from liteasr.compression.windows import Windows
 
 __all__ = ["output_error"]
@@ -20,7 +21,7 @@ __all__ = ["output_error"]
 @torch.no_grad()
 def output_error(
     encoder: nn.Module,
-    factors: Mapping[nn.Linear, LowRankFactors],
+    factors: Mapping[nn.Linear, LowRankFactors | UnitFactors],
     windows: Windows,
     limit: int,
 ) -> float:
@@ -28,7 +29,7 @@ def output_error(
 
     Args:
         encoder: The dense encoder; it is not changed.
-        factors: Low-rank factors by the layer of ``encoder`` that they stand for.
+        factors: Factors by the layer of ``encoder`` that they stand for.
         windows: Windows to run, the first of them.
         limit: How many.
     """
@@ -37,7 +38,8 @@ def output_error(
         if isinstance(ours, nn.Linear) and ours in factors:
             assert isinstance(theirs, nn.Linear)
             one = factors[ours]
-            theirs.weight.data = (one.weight1 @ one.weight2).T.to(theirs.weight)
+            weight = one.weight if isinstance(one, UnitFactors) else (one.weight1 @ one.weight2).T
+            theirs.weight.data = weight.to(theirs.weight)
             theirs.bias = nn.Parameter(one.bias.to(theirs.weight))
     device, dtype = next(encoder.parameters()).device, next(encoder.parameters()).dtype
     error = torch.zeros((), dtype=torch.float64)
