@@ -150,12 +150,14 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     options = parser.parse_args()
+    if options.steps < 2:
+        parser.error("--steps: a step is timed from one end to the next, so there must be 2")
     options.device = choose_device(options.device)
     print("size | batch | mode | hours of audio an hour | GB")
     for size in options.sizes:
         with tempfile.TemporaryDirectory() as folder:
             module = make(size, options, folder)
-        for mode in options.modes:
+        for mode in (one for one in MODES if one in options.modes):
             if mode == "compiled":
                 compile_encoders(module)
             seconds, peak = measure(module, options)

@@ -178,6 +178,22 @@ def test_fewer_hidden_units_round_trip(shortened, processor, tiny_features, tmp_
         torch.testing.assert_close(reloaded.model.encoder(x).last_hidden_state, expected)
 
 
+def test_low_rank_in_an_mlp_of_fewer_units_round_trips(shortened, processor, tmp_path):
+    """As a second compression leaves it: both layers low-rank, between 40 units."""
+    prefix = "model.encoder.layers.1"
+    plan = CompressionPlan(
+        {
+            f"{prefix}.fc1": LayerPlan(64, 40, 8, 0.9, 2600, 872),
+            f"{prefix}.fc2": LayerPlan(40, 64, 8, 0.9, 2624, 896),
+        }
+    )
+    apply_plan(shortened, plan)
+    export_model(shortened, processor, tmp_path / "model")
+    reloaded, _ = load(str(tmp_path / "model"))
+    assert collect_units(reloaded) == {f"{prefix}.fc1": 40, f"{prefix}.fc2": 40}
+    assert collect_ranks(reloaded) == collect_ranks(shortened)
+
+
 def test_the_published_format_refuses_fewer_hidden_units(shortened, processor, tmp_path):
     with pytest.raises(ValueError, match=r"layers\.1\.fc1 belongs to an MLP.*mlp_units=false"):
         export_model(shortened, processor, tmp_path / "model", published=True)

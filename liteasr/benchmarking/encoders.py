@@ -72,18 +72,20 @@ def measure_encoders(
     with set_torch_threads(combination.threads), _out_of_memory_is_no_end():
         compile_s: dict[str, float | None] = dict.fromkeys(NAMES)
         run: dict[str, Encode] = dict(encoders)
-        if combination.mode == "compiled":
-            run, compile_s = _compile(encoders, input_BMF)
-        if combination.mode == "graphs":
+        try:
+            if combination.mode == "compiled":
+                run, compile_s = _compile(encoders, input_BMF)
+            elif combination.mode == "graphs":
+                for encoder in encoders.values():
+                    use_cuda_graphs(encoder)
+            calls = _warm_up(run, input_BMF)
+            work = {name: _repeated(run[name], input_BMF, calls) for name in NAMES}
+            measured = alternate([work] * repeats, on_run)
+        finally:
             for encoder in encoders.values():
-                use_cuda_graphs(encoder)
-        calls = _warm_up(run, input_BMF)
-        work = {name: _repeated(run[name], input_BMF, calls) for name in NAMES}
-        measured = alternate([work] * repeats, on_run)
-    if combination.mode == "compiled":
-        torch.compiler.reset()
-    for encoder in encoders.values():
-        use_no_cuda_graphs(encoder)
+                use_no_cuda_graphs(encoder)
+            if combination.mode == "compiled":
+                torch.compiler.reset()
     seconds = {name: [one / calls for one in measured[name]] for name in NAMES}
     ratio = encoder_flops(encoders["dense"]) / encoder_flops(encoders["lite"])
     result: dict[str, Any] = {

@@ -270,7 +270,9 @@ class CompressionCallback(L.Callback):
         """Allocate, then factorize and swap block by block; process 0 decides for all."""
         plan = self._agreed_plan(trainer)
         plan.calibration = {"clips": clips, "fingerprint": _fingerprint(trainer)}
-        decided = {"ranks": plan.ranks, "units": plan.units, "options": plan.options}
+        decided: dict[str, Any] = {"ranks": plan.ranks, "options": plan.options}
+        if plan.units:
+            decided["units"] = plan.units
         key = {**self._statistics_key(trainer, pl_module), **decided}
         store = StatisticsStore(self.statistics_dir, key, trainer.global_rank)
         blocks = _by_block(pl_module, plan.compressed)

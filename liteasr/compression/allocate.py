@@ -187,7 +187,7 @@ class Option:
     Attributes:
         cost: Parameters, FLOPs or nanoseconds, whatever the budget counts.
         damage: Error that it brings, in any unit that adds over items.
-        value: What is to be done, for the caller: a rank, ``None`` for dense, ….
+        value: What is to be done, for the caller: a rank, ``None`` for dense, a tuple of such, ….
     """
 
     cost: int
@@ -225,14 +225,14 @@ def rank_options(
 
 
 def joint_options(first: Sequence[Option], second: Sequence[Option]) -> list[Option]:
-    """Two items as one: the pairs that are best at some price, dearest first.
+    """Two items as one: the pair of their first options, and those that are best at some price.
 
     Args:
-        first: Options of one item.
+        first: Options of one item, the dense layer first.
         second: Those of the other.
 
     Returns:
-        Options with the sums of costs and damages, and both values in a tuple.
+        Options with the sums of costs and damages, and both values in a tuple, dearest first.
 
     Example:
         >>> ones = [Option(9, 0.0, "a"), Option(6, 1.0, "b"), Option(3, 4.0, "c")]
@@ -241,15 +241,19 @@ def joint_options(first: Sequence[Option], second: Sequence[Option]) -> list[Opt
     """
     hulls = _hull(first), _hull(second)
     prices = sorted({0.0, *(price for hull in hulls for price in _prices(hull))})
-    found: list[Option] = []
+    # Low ranks may lose nothing; what is dense stays an option, and the first.
+    found = [_pair(first[0], second[0])]
     for price in prices:
         # Just above a price at which an item changes, all changes at it are made.
         above = price * (1 + 1e-9)
         one, two = (_at_price({"": hull}, above)[""] for hull in hulls)
-        pair = Option(one.cost + two.cost, one.damage + two.damage, (one.value, two.value))
-        if not found or pair.cost < found[-1].cost:
-            found.append(pair)
+        if one.cost + two.cost < found[-1].cost:
+            found.append(_pair(one, two))
     return found
+
+
+def _pair(one: Option, two: Option) -> Option:
+    return Option(one.cost + two.cost, one.damage + two.damage, (one.value, two.value))
 
 
 def _hull(options: Sequence[Option]) -> list[Option]:

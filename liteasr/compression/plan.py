@@ -25,13 +25,14 @@ class LayerPlan:
         in_features: Input width.
         out_features: Output width.
         rank: Rank of the low-rank layer; ``None`` leaves the layer dense.
-        kept_energy: Share of the output's variance that is kept, in 0…1.
+        kept_energy: Share of the output's variance that is kept, in 0…1; where there are
+            ``units``, of that of the whole MLP.
         dense_params: Parameters of the layer before.
         params: Parameters of the layer after.
         predicted_error: Relative error of the encoder's output that this layer is expected to
             bring; 0 where the method does not predict one.
         units: Hidden units of the MLP that stay, for its two layers, which are dense then and
-            ``rank`` is ``None``; ``None`` keeps all.
+            ``rank`` is ``None``; ``None`` keeps all. What the MLP costs stands at the second.
     """
 
     in_features: int

@@ -116,6 +116,7 @@ class SensitivityMethod(GradientMethod):
         self.mlp_units = mlp_units
         self.hidden: dict[str, MomentStatistics] = {}
         self._eliminations: dict[str, Elimination] = {}
+        self._fits: dict[str, tuple[int, UnitFactors, float]] = {}
         self._metric_pca: dict[str, MetricPCA] = {}
         self._times: EncoderTimes | None = None
 
@@ -123,7 +124,7 @@ class SensitivityMethod(GradientMethod):
         """Forget the components of an earlier calibration too."""
         super().prepare(encoder, linears)
         self._metric_pca, self._times, self._eliminations = {}, None, {}
-        self.hidden = {}
+        self.hidden, self._fits = {}, {}
         for mlp in self._mlps():
             like = self.statistics[self.site(f"{mlp}fc2")].sum_D
             width = self.linears[f"{mlp}fc2"].in_features
@@ -329,24 +330,26 @@ class SensitivityMethod(GradientMethod):
     def reduce_mlp(self, name: str, units: int) -> UnitFactors:
         """The first layer's rows of the units that stay, or the second layer fitted to them."""
         mlp = name[:-3]
-        kept_S = self._elimination(mlp).kept(units)
         if name.endswith("fc1"):
             first = self.linears[name]
-            return UnitFactors(
-                first.weight.detach()[kept_S.to(first.weight.device)].clone(),
-                first.bias.detach()[kept_S.to(first.weight.device)].clone(),
-            )
-        return self._fit(mlp, kept_S)[0]
+            kept_S = self._elimination(mlp).kept(units).to(first.weight.device)
+            return UnitFactors(first.weight.detach()[kept_S], first.bias.detach()[kept_S])
+        return self._fit(mlp, units)[0]
 
-    def _fit(self, mlp: str, kept_S: Tensor) -> tuple[UnitFactors, float]:
-        second, hidden = self.linears[f"{mlp}fc2"], self.hidden[mlp]
-        return fit_to_units(
-            second.weight.detach(),
-            second.bias.detach(),
-            hidden.mean(),
-            hidden.covariance(),
-            kept_S,
-        )
+    def _fit(self, mlp: str, units: int) -> tuple[UnitFactors, float]:
+        """The second layer for so many units, and the share of variance; the last is kept."""
+        if self._fits.get(mlp, (0,))[0] != units:
+            second, hidden = self.linears[f"{mlp}fc2"], self.hidden[mlp]
+            layer, kept = fit_to_units(
+                second.weight.detach(),
+                second.bias.detach(),
+                hidden.mean(),
+                hidden.covariance(),
+                self._elimination(mlp).kept(units),
+            )
+            self._fits[mlp] = units, layer, kept
+        _, layer, kept = self._fits[mlp]
+        return layer, kept
 
     def _whole(self) -> tuple[float, str]:
         """What the dense encoder costs, and in what unit."""
@@ -396,7 +399,7 @@ class SensitivityMethod(GradientMethod):
         if decision.units is None:
             return self.layer_plan(name, decision.rank)
         shape, units = self.shape(name), decision.units
-        kept = self._fit(name[:-3], self._elimination(name[:-3]).kept(units))[1]
+        kept = self._fit(name[:-3], units)[1]
         narrow = min(shape.in_features, shape.out_features)
         biases = narrow if name.endswith("fc2") else units
         return LayerPlan(
@@ -454,7 +457,7 @@ class SensitivityMethod(GradientMethod):
     def release(self) -> None:
         """Drop components too."""
         super().release()
-        self._metric_pca, self._eliminations, self.hidden = {}, {}, {}
+        self._metric_pca, self._eliminations, self._fits, self.hidden = {}, {}, {}, {}
 
     def statistics_options(self) -> dict[str, Any]:
         """Units have statistics of their own."""
@@ -471,7 +474,7 @@ class SensitivityMethod(GradientMethod):
             "decoder_weight": self.decoder_weight,
             "probes": self.probes,
             "padding_weight": self.padding_weight,
-            "mlp_units": self.mlp_units,
+            **({"mlp_units": True} if self.mlp_units else {}),
         }
 
 

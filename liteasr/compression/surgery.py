@@ -188,9 +188,7 @@ def _as_units(model: nn.Module, name: str, shape: tuple[int, int], units: int) -
     if not isinstance(module, nn.Linear):
         raise ValueError(f"{name} is {module}, the plan wants a linear layer of {shape}")
     present = (module.in_features, module.out_features)
-    if isinstance(module, ReducedLinear):
-        if present != size:
-            raise ValueError(f"{name} is reduced to {present}, the plan wants {size}")
+    if isinstance(module, ReducedLinear) and present == size:
         return module
     if present != shape:
         raise ValueError(f"{name} is {module}, the plan wants a linear layer of {shape}")
@@ -271,12 +269,20 @@ def collect_ranks(model: nn.Module) -> dict[str, int]:
 
 
 def collect_units(model: nn.Module) -> dict[str, int]:
-    """Full name → hidden units, for both layers of every MLP with fewer of them."""
-    return {
-        name: module.in_features if name.rpartition(".")[2] == "fc2" else module.out_features
+    """Full name → hidden units, for both layers of every MLP of the encoder with fewer of them.
+
+    Args:
+        model: A Whisper model; its configuration says how many a whole MLP has.
+    """
+    config: Any = model.config
+    units = {
+        name: int(module.in_features if name.endswith(".fc2") else module.out_features)
         for name, module in model.named_modules()
-        if isinstance(module, ReducedLinear)
+        if isinstance(module, nn.Linear | LowRankLinear)
+        and "encoder.layers." in name
+        and name.endswith((".fc1", ".fc2"))
     }
+    return {name: count for name, count in units.items() if count != config.encoder_ffn_dim}
 
 
 def collect_head_dims(model: nn.Module) -> dict[str, tuple[int, int]]:

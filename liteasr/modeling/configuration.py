@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import WhisperConfig
 
-__all__ = ["HEAD_DIMS", "LINEAR_NAMES", "LiteWhisperConfig"]
+__all__ = ["HEAD_DIMS", "LINEAR_NAMES", "MLP_SIZES", "LiteWhisperConfig"]
 
 HEAD_DIMS = ("qk_dim", "v_dim")
 MLP_SIZES = ("units",)
@@ -57,6 +57,12 @@ class LiteWhisperConfig(WhisperConfig):
         if reduced_mlp is not None:
             self.reduced_mlp = reduced_mlp
             self._check("reduced_mlp", reduced_mlp, MLP_SIZES)
+            for index, sizes in enumerate(reduced_mlp):
+                if sizes.get("units", 0) > self.encoder_ffn_dim:
+                    raise ValueError(
+                        f"reduced_mlp[{index}]: {sizes['units']} units are more than the "
+                        f"{self.encoder_ffn_dim} of encoder_ffn_dim"
+                    )
         if reduced_attention is not None:
             self.reduced_attention = reduced_attention
             self._check("reduced_attention", reduced_attention, HEAD_DIMS)

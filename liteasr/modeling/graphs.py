@@ -30,7 +30,8 @@ def use_cuda_graphs(encoder: nn.Module, most_shapes: int = 8) -> None:
 
     Only where nothing is differentiated, on a GPU, and for the last hidden state alone; otherwise
     it runs as before. Parameters may change in place, and be moved; when layers were replaced, call
-    this again. The output is a copy, which the next call leaves alone.
+    this again. The output is a copy, which the next call leaves alone. Hooks inside the encoder do
+    not run.
 
     Args:
         encoder: Hugging Face's Whisper encoder, dense or with low-rank layers.
@@ -67,12 +68,18 @@ class _Replay:
         encoder = self._encoder()
         assert encoder is not None
         # Whisper's encoder does not look at the mask.
-        if not self._can_replay(encoder, input_features) or any(
-            value is not None and value is not False and key != "return_dict"
-            for key, value in kwargs.items()
-        ):
+        config: Any = encoder.config
+        wants_more = config.output_hidden_states or config.output_attentions
+        # No tuple in place of the output, and nothing in it but the last state.
+        asks = any(kwargs.get(key) for key in kwargs if key != "return_dict")
+        asks = asks or kwargs.get("return_dict") is False
+        if wants_more or asks or not self._can_replay(encoder, input_features):
             forward = type(encoder).forward
             return forward(encoder, input_features, attention_mask=attention_mask, **kwargs)
+        with torch.cuda.device(input_features.device):
+            return self._replay(encoder, input_features)
+
+    def _replay(self, encoder: nn.Module, input_features: Tensor) -> BaseModelOutput:
         if self._places != [one.data_ptr() for one in self._parameters]:
             self._recorded.clear()
             self._parameters = list(encoder.parameters())
@@ -81,7 +88,7 @@ class _Replay:
         if key not in self._recorded:
             while len(self._recorded) >= self._most_shapes:
                 self._recorded.popitem(last=False)
-            self._recorded[key] = _Recorded(encoder, input_features)
+            self._recorded[key] = self._record(encoder, input_features)
         self._recorded.move_to_end(key)
         return BaseModelOutput(last_hidden_state=self._recorded[key](input_features))
 
@@ -95,6 +102,11 @@ class _Replay:
             or torch.compiler.is_compiling()
             or torch.cuda.is_current_stream_capturing()
         )
+
+    def _record(self, encoder: nn.Module, features_BMF: Tensor) -> _Recorded:
+        # A buffer that is made in inference mode could not be written to outside of it.
+        with torch.inference_mode(False), torch.no_grad():
+            return _Recorded(encoder, features_BMF)
 
 
 class _Recorded:

@@ -131,6 +131,12 @@ def test_joint_options_are_the_best_pairs():
         assert pair.cost == items[0][one].cost + items[1][two].cost
 
 
+def test_the_dense_pair_stays_first_though_a_rank_costs_nothing():
+    free = [Option(9, 0.0, None), Option(6, 0.0, 8), Option(3, 1.0, 4)]
+    pairs = joint_options(free, free)
+    assert [(pair.cost, pair.value) for pair in pairs[:2]] == [(18, (None, None)), (12, (8, 8))]
+
+
 def test_options_off_the_hull_are_left_out():
     bumpy = [Option(9, 0.0, 0), Option(8, 5.0, 1), Option(7, 4.0, 2), Option(3, 6.0, 3)]
     pairs = joint_options(bumpy, [Option(1, 0.0, None)])
@@ -190,11 +196,27 @@ def test_surgery_counts_and_is_idempotent(tiny_model):
 
 def test_surgery_refuses_what_does_not_fit(tiny_model):
     apply_plan(tiny_model, unit_plan())
-    with pytest.raises(ValueError, match=r"fc1 is reduced to .*, the plan wants \(64, 90\)"):
+    with pytest.raises(ValueError, match=r"the plan wants a linear layer of \(64, 256\)"):
         apply_plan(tiny_model, unit_plan(90))
     low_rank = LowRankFactors(torch.zeros(64, 4), torch.zeros(4, 256), torch.zeros(256))
     with pytest.raises(ValueError, match="keeps 100 hidden units, not LowRankFactors"):
         apply_plan(tiny_model, unit_plan(), {FC1: low_rank})
+
+
+def test_an_mlp_may_get_smaller_twice(tiny_model):
+    apply_plan(tiny_model, unit_plan())
+    again = CompressionPlan(
+        {
+            FC1: LayerPlan(64, 100, None, 0.9, 6500, 2600, units=40),
+            FC2: LayerPlan(100, 64, None, 0.9, 6464, 2624, units=40),
+        }
+    )
+    apply_plan(tiny_model, again)
+    assert collect_units(tiny_model) == again.units
+    low_rank = CompressionPlan({FC1: LayerPlan(64, 40, 8, 0.9, 2600, 872)})
+    apply_plan(tiny_model, low_rank)
+    assert collect_units(tiny_model) == again.units
+    assert collect_ranks(tiny_model)[FC1] == 8
 
 
 # ---------------------------------------------------------------------- the method
