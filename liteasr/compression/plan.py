@@ -161,7 +161,7 @@ class CompressionPlan:
         present = data.get("format") if isinstance(data, Mapping) else None
         known = (FORMAT, ATTENTION_FORMAT, UNITS_FORMAT)
         if present not in known:
-            raise ValueError(f"its format is {present!r}, none of {', '.join(map(str, known))}")
+            raise ValueError(f"its format is {present!r}, not {', '.join(map(str, known))}")
         layers = {name: LayerPlan(**layer) for name, layer in data["layers"].items()}
         attention = {n: AttentionPlan(**one) for n, one in data.get("attention", {}).items()}
         return cls(
