@@ -140,7 +140,7 @@ def fit_to_units(
     """
     covariance_HH = covariance_HH.double()
     weight_OH = weight_OH.to(covariance_HH)
-    kept_S = kept_S.to(covariance_HH.device)
+    mean_H, kept_S = mean_H.to(covariance_HH), kept_S.to(covariance_HH.device)
     ridged_HS = _with_ridge(covariance_HH)[:, kept_S]
     fitted_OS = torch.linalg.solve(ridged_HS[kept_S], (weight_OH @ ridged_HS).T).T
     bias_O = bias_O.to(covariance_HH) + weight_OH @ mean_H - fitted_OS @ mean_H[kept_S]
