@@ -218,7 +218,6 @@ class Comparison:
                 "compress": round(times["factorize"], 3),
             },
             "plan": plan.ranks,
-            **({"units": plan.units} if plan.units else {}),
             "calibration": plan.calibration,
             "reason": reason,
         }

@@ -22,12 +22,8 @@ from torch import Tensor
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from liteasr.cli import COMMANDS, run_main
-from liteasr.compression import collect_head_dims, collect_ranks, collect_units
-from liteasr.compression.plan import (
-    low_rank_config,
-    reduced_attention_config,
-    reduced_mlp_config,
-)
+from liteasr.compression import collect_head_dims, collect_ranks
+from liteasr.compression.plan import low_rank_config, reduced_attention_config
 from liteasr.config import ConfigError, Dtype
 from liteasr.files import atomic_folder, write_text
 from liteasr.loading import load, require_weights
@@ -75,8 +71,8 @@ def export_model(
         folder: Where to write.
         dtype: Type of the stored weights; the model's if absent.
         published: Refuse what the published lite-whisper format cannot say, so that its own
-            classes open the folder too. Where no attention and no MLP is reduced, all that is
-            written is in that format.
+            classes open the folder too. Where no attention is reduced, all that is written is in
+            that format.
 
     Raises:
         ValueError: If the model cannot be written in the format, or the reloaded weights are not
@@ -87,13 +83,6 @@ def export_model(
         raise ValueError(
             f"{reduced} has heads of fewer dimensions, for which the published format has no "
             "place: export with published=False, or compress with low rank alone"
-        )
-    shortened = next(iter(collect_units(model)), None)
-    if published and shortened is not None:
-        raise ValueError(
-            f"{shortened} belongs to an MLP with fewer hidden units, for which the published "
-            "format has no place: export with published=False, or compress with "
-            "compression.options.mlp_units=false"
         )
     saved = _as_saved(model, dtype or model.dtype)
     with atomic_folder(folder) as temporary:
@@ -176,21 +165,18 @@ def _as_saved(
     for name, tensor in state.items():
         if not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{name} is not finite in {dtype}: store in another export.dtype")
-    ranks, head_dims, units = collect_ranks(model), collect_head_dims(model), collect_units(model)
+    ranks, head_dims = collect_ranks(model), collect_head_dims(model)
     config = copy.deepcopy(model.config)
     cls: Any = WhisperForConditionalGeneration
-    if ranks or head_dims or units or isinstance(model, LiteWhisperForConditionalGeneration):
+    if ranks or head_dims or isinstance(model, LiteWhisperForConditionalGeneration):
         cls = LiteWhisperForConditionalGeneration
         options = config.to_dict()
-        sizes = ("low_rank_config", "reduced_attention", "reduced_mlp")
+        sizes = ("low_rank_config", "reduced_attention")
         for key in ("model_type", *sizes, "auto_map", "architectures"):
             options.pop(key, None)
         layers = low_rank_config(ranks.items(), config.encoder_layers)
         heads = reduced_attention_config(head_dims.items(), config.encoder_layers)
-        mlps = reduced_mlp_config(units.items(), config.encoder_layers)
-        config = LiteWhisperConfig(
-            low_rank_config=layers, reduced_attention=heads, reduced_mlp=mlps, **options
-        )
+        config = LiteWhisperConfig(low_rank_config=layers, reduced_attention=heads, **options)
         config.auto_map = dict(AUTO_MAP)
     output, embedding = state["proj_out.weight"], state["model.decoder.embed_tokens.weight"]
     if config.tie_word_embeddings and not torch.equal(output, embedding):

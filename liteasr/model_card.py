@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -40,17 +39,8 @@ def write_model_card(folder: str | Path, base_model: str, metrics: dict[str, Any
         base=base or Path(base_model).name,
         table=table,
         error_line=error_line,
-        how=_how(Path(folder)),
     )
     write_text(Path(folder) / "README.md", text)
-
-
-def _how(folder: Path) -> str:
-    """In what way the encoder is smaller, by the configuration beside the card."""
-    file = folder / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    units = " and with fewer hidden units in its MLPs" if config.get("reduced_mlp") else ""
-    return f"in low rank (LiteASR, arXiv 2502.20583){units}"
 
 
 def _millions(part: dict[str, Any] | None) -> str:
@@ -70,7 +60,7 @@ tags: [whisper, lite-whisper, low-rank]
 
 # {base}, compressed
 
-The encoder of {base} {how}, made with liteasr.
+The encoder of {base} in low rank (LiteASR, arXiv 2502.20583), made with liteasr.
 
 | | original | this model |
 |---|---:|---:|

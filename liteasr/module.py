@@ -16,23 +16,12 @@ from transformers import PreTrainedModel, WhisperForConditionalGeneration, get_s
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
-from liteasr.compression import (
-    AttentionFactors,
-    CompressionPlan,
-    LowRankFactors,
-    UnitFactors,
-    apply_plan,
-)
+from liteasr.compression import AttentionFactors, CompressionPlan, LowRankFactors, apply_plan
 from liteasr.config import ConfigError
 from liteasr.distillation import Teacher
 from liteasr.evaluation_steps import EvaluationSteps
 from liteasr.loading import load
-from liteasr.modeling import (
-    LowRankLinear,
-    ReducedAttention,
-    ReducedLinear,
-    use_fast_inference,
-)
+from liteasr.modeling import LowRankLinear, ReducedAttention, use_fast_inference
 from liteasr.modeling.decoder import WhisperDecoder
 from liteasr.objective import LossWeights, Objective
 from liteasr.sharding import is_sharded, shard
@@ -178,7 +167,7 @@ class WhisperModule(EvaluationSteps):
     def apply_plan(
         self,
         plan: CompressionPlan,
-        factors: Mapping[str, LowRankFactors | UnitFactors | AttentionFactors] | None = None,
+        factors: Mapping[str, LowRankFactors | AttentionFactors] | None = None,
     ) -> None:
         """Swap the planned layers and remember the plan for the checkpoint; idempotent."""
         apply_plan(self.model, plan, factors)
@@ -278,7 +267,7 @@ class WhisperModule(EvaluationSteps):
             compressed = nn.ModuleList(
                 module
                 for module in self.encoder.modules()
-                if isinstance(module, LowRankLinear | ReducedLinear | ReducedAttention)
+                if isinstance(module, LowRankLinear | ReducedAttention)
             )
             parameters = list(compressed.parameters())
         # The encoder's positional embedding is a fixed sinusoid.

@@ -21,7 +21,6 @@ from liteasr.compression import (
     CalibrationBatch,
     CompressionMethod,
     CompressionPlan,
-    Factors,
     LayerPlan,
     LowRankFactors,
     Spectra,
@@ -150,7 +149,7 @@ class CompressionCallback(L.Callback):
         rows = [
             (
                 name.removeprefix("model.encoder.layers."),
-                _size(layer),
+                "dense" if layer.rank is None else str(layer.rank),
                 f"{layer.dense_params:,}",
                 f"{layer.params:,}",
                 f"{layer.kept_energy:.5f}",
@@ -270,19 +269,17 @@ class CompressionCallback(L.Callback):
         """Allocate, then factorize and swap block by block; process 0 decides for all."""
         plan = self._agreed_plan(trainer)
         plan.calibration = {"clips": clips, "fingerprint": _fingerprint(trainer)}
-        decided: dict[str, Any] = {"ranks": plan.ranks, "options": plan.options}
-        if plan.units:
-            decided["units"] = plan.units
+        decided = {"ranks": plan.ranks, "options": plan.options}
         key = {**self._statistics_key(trainer, pl_module), **decided}
         store = StatisticsStore(self.statistics_dir, key, trainer.global_rank)
-        blocks = _by_block(pl_module, plan.compressed)
+        blocks = _by_block(pl_module, plan.ranks)
         final = store.load_block(len(blocks)) if trainer.is_global_zero else None
         final = trainer.strategy.broadcast(final)
         if final is None:
             self._compress_blocks(trainer, pl_module, plan, store, blocks)
         else:
             pl_module.apply_plan(plan, final)
-            for name in plan.compressed:
+            for name in plan.ranks:
                 self.on_layer_compressed(trainer, pl_module, name, plan.layers[name])
         pl_module.compression_plan = plan
         if trainer.is_global_zero:
@@ -299,7 +296,7 @@ class CompressionCallback(L.Callback):
         blocks: Sequence[_Block],
     ) -> None:
         """Factorize and swap block by block, then let the method have all factors once more."""
-        installed: dict[str, Factors] = {}
+        installed: dict[str, LowRankFactors] = {}
         with progress("compressing", len(blocks), "blocks", enabled=trainer.is_global_zero) as bar:
             for index, (prefix, block, names) in enumerate(blocks):
                 done = store.load_block(index) if trainer.is_global_zero else None
@@ -355,17 +352,12 @@ class CompressionCallback(L.Callback):
 
     def _factors(
         self, trainer: L.Trainer, plan: CompressionPlan, names: Sequence[str]
-    ) -> dict[str, Factors]:
+    ) -> dict[str, LowRankFactors]:
         """Factors of some layers, computed on process 0."""
         factors = {}
         for name in names:
-            mine = None
-            if trainer.is_global_zero:
-                units = plan.layers[name].units
-                if units is not None:
-                    mine = on_cpu(self.method.reduce_mlp(name, units))
-                else:
-                    mine = on_cpu(self.factorize(name, plan.ranks[name]))
+            rank = plan.ranks[name]
+            mine = on_cpu(self.factorize(name, rank)) if trainer.is_global_zero else None
             everyones = trainer.strategy.broadcast(mine)
             assert everyones is not None
             factors[name] = everyones
@@ -390,12 +382,6 @@ class _calibrating:
             module.training = True
 
 
-def _size(layer: LayerPlan) -> str:
-    if layer.units is not None:
-        return f"{layer.units} units"
-    return "dense" if layer.rank is None else str(layer.rank)
-
-
 def _name_of(model: nn.Module, part: nn.Module) -> str:
     for name, module in model.named_modules():
         if module is part:
@@ -403,7 +389,7 @@ def _name_of(model: nn.Module, part: nn.Module) -> str:
     raise ValueError(f"{type(part).__name__} is no part of the model")
 
 
-def _by_block(pl_module: WhisperModule, names: Sequence[str]) -> list[_Block]:
+def _by_block(pl_module: WhisperModule, ranks: Mapping[str, int]) -> list[_Block]:
     """Name prefix, module and compressed layers of each encoder block, in order.
 
     Compressed layers outside of any block come first, with no module.
@@ -411,9 +397,9 @@ def _by_block(pl_module: WhisperModule, names: Sequence[str]) -> list[_Block]:
     blocks: list[_Block] = []
     for block in pl_module.encoder.layers:
         prefix = f"{_name_of(pl_module.model, block)}."
-        blocks.append((prefix, block, [name for name in names if name.startswith(prefix)]))
+        blocks.append((prefix, block, [name for name in ranks if name.startswith(prefix)]))
     inside = {name for _, _, inside in blocks for name in inside}
-    outside = [name for name in names if name not in inside]
+    outside = [name for name in ranks if name not in inside]
     return [("", None, outside), *blocks] if outside else blocks
 
 

@@ -8,7 +8,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from liteasr.compression import LowRankFactors, Processes, UnitFactors
+from liteasr.compression import LowRankFactors, Processes
 
 __all__ = ["on_cpu", "processes_of", "without_whitening"]
 
@@ -32,10 +32,8 @@ def processes_of(trainer: L.Trainer) -> Processes:
     return Processes(trainer.global_rank, trainer.world_size, reduce_sum, gather)
 
 
-def on_cpu(factors: LowRankFactors | UnitFactors) -> LowRankFactors | UnitFactors:
+def on_cpu(factors: LowRankFactors) -> LowRankFactors:
     """Factors that can be sent to other processes."""
-    if isinstance(factors, UnitFactors):
-        return UnitFactors(factors.weight.cpu(), factors.bias.cpu())
     # A pickled CUDA tensor would be put on process 0's device by every process that receives it.
     whitening = factors.whitening
     return LowRankFactors(
@@ -46,8 +44,6 @@ def on_cpu(factors: LowRankFactors | UnitFactors) -> LowRankFactors | UnitFactor
     )
 
 
-def without_whitening(factors: LowRankFactors | UnitFactors) -> LowRankFactors | UnitFactors:
+def without_whitening(factors: LowRankFactors) -> LowRankFactors:
     """What is in the layer, for keeping until all layers are done."""
-    if isinstance(factors, UnitFactors):
-        return factors
     return LowRankFactors(factors.weight1, factors.weight2, factors.bias)

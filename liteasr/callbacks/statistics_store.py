@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from liteasr.compression import LowRankFactors, UnitFactors
+from liteasr.compression import LowRankFactors
 from liteasr.files import atomic_path
 
 __all__ = ["StatisticsStore"]
@@ -65,20 +65,20 @@ class StatisticsStore:
         """The sum over all processes: ``state``, ``clips``; or ``None``."""
         return self._load(self._total)
 
-    def save_block(self, index: int, factors: Mapping[str, LowRankFactors | UnitFactors]) -> None:
+    def save_block(self, index: int, factors: Mapping[str, LowRankFactors]) -> None:
         """Save the final factors of an encoder block; on one process only."""
-        layers = {name: one.parameters() for name, one in factors.items()}
+        layers = {
+            name: {part: getattr(one, part) for part in ("weight1", "weight2", "bias")}
+            for name, one in factors.items()
+        }
         self._save(self._block(index), {"layers": layers})
 
-    def load_block(self, index: int) -> dict[str, LowRankFactors | UnitFactors] | None:
+    def load_block(self, index: int) -> dict[str, LowRankFactors] | None:
         """Final factors of an encoder block, or ``None`` if it was not finished."""
         content = self._load(self._block(index))
         if content is None:
             return None
-        return {
-            name: LowRankFactors(**parts) if "weight1" in parts else UnitFactors(**parts)
-            for name, parts in content["layers"].items()
-        }
+        return {name: LowRankFactors(**parts) for name, parts in content["layers"].items()}
 
     def _block(self, index: int) -> Path | None:
         return None if self.folder is None else self.folder / f"block-{index}.pt"

@@ -21,7 +21,6 @@ __all__ = [
     "ThresholdRule",
     "allocate_budget",
     "allocate_error",
-    "joint_options",
     "kept_energy",
     "rank_for_energy",
     "rank_options",
@@ -187,7 +186,7 @@ class Option:
     Attributes:
         cost: Parameters, FLOPs or nanoseconds, whatever the budget counts.
         damage: Error that it brings, in any unit that adds over items.
-        value: What is to be done, for the caller: a rank, ``None`` for dense, a tuple of such, ….
+        value: What is to be done, for the caller: a rank, ``None`` for dense, ….
     """
 
     cost: int
@@ -222,60 +221,6 @@ def rank_options(
         if rank < len(lost) and count(rank) < options[0].cost:
             options.append(Option(count(rank), lost[rank], rank))
     return options
-
-
-def joint_options(first: Sequence[Option], second: Sequence[Option]) -> list[Option]:
-    """Two items as one: the pair of their first options, and those that are best at some price.
-
-    Args:
-        first: Options of one item, the dense layer first.
-        second: Those of the other.
-
-    Returns:
-        Options with the sums of costs and damages, and both values in a tuple, dearest first.
-
-    Example:
-        >>> ones = [Option(9, 0.0, "a"), Option(6, 1.0, "b"), Option(3, 4.0, "c")]
-        >>> [(o.cost, o.damage, o.value) for o in joint_options(ones, ones[:2])]
-        [(18, 0.0, ('a', 'a')), (12, 2.0, ('b', 'b')), (9, 5.0, ('c', 'b'))]
-    """
-    hulls = _hull(first), _hull(second)
-    prices = sorted({0.0, *(price for hull in hulls for price in _prices(hull))})
-    # Low ranks may lose nothing; what is dense stays an option, and the first.
-    found = [_pair(first[0], second[0])]
-    for price in prices:
-        # Just above a price at which an item changes, all changes at it are made.
-        above = price * (1 + 1e-9)
-        one, two = (_at_price({"": hull}, above)[""] for hull in hulls)
-        if one.cost + two.cost < found[-1].cost:
-            found.append(_pair(one, two))
-    return found
-
-
-def _pair(one: Option, two: Option) -> Option:
-    return Option(one.cost + two.cost, one.damage + two.damage, (one.value, two.value))
-
-
-def _hull(options: Sequence[Option]) -> list[Option]:
-    """Lower convex hull of damage over cost, dearest first."""
-    hull: list[Option] = []
-    for option in sorted(options, key=lambda one: (-one.cost, one.damage)):
-        if hull and (option.cost == hull[-1].cost or option.damage < hull[-1].damage):
-            if option.cost == hull[-1].cost:
-                continue
-            hull = [one for one in hull if one.damage < option.damage]
-        while len(hull) > 1 and _slope(hull[-2], hull[-1]) > _slope(hull[-1], option):
-            hull.pop()
-        hull.append(option)
-    return hull
-
-
-def _slope(dear: Option, cheap: Option) -> float:
-    return (cheap.damage - dear.damage) / (dear.cost - cheap.cost)
-
-
-def _prices(hull: Sequence[Option]) -> list[float]:
-    return [_slope(*pair) for pair in itertools.pairwise(hull)]
 
 
 def allocate_budget(items: Mapping[str, Sequence[Option]], budget: float) -> dict[str, Option]:

@@ -12,7 +12,6 @@ from torch import nn
 from liteasr.compression.allocate import Budget
 from liteasr.compression.blocks import BlockWalk
 from liteasr.compression.factorize import LowRankFactors
-from liteasr.compression.method import Factors
 from liteasr.compression.metric import whitening_of
 from liteasr.compression.refine import Refinement, refine_block, refine_encoder
 from liteasr.compression.sensitivity import SensitivityMethod
@@ -64,7 +63,6 @@ class RefinedMethod(SensitivityMethod):
         probes: int = 1,
         padding_weight: float = 0.05,
         block_dtype: torch.dtype = torch.float32,
-        mlp_units: bool = False,
     ) -> None:
         super().__init__(
             budget,
@@ -74,7 +72,6 @@ class RefinedMethod(SensitivityMethod):
             probes=probes,
             padding_weight=padding_weight,
             block_dtype=block_dtype,
-            mlp_units=mlp_units,
         )
         for key, value in (("refine_steps", refine_steps), ("joint_steps", joint_steps)):
             if value < 0:
@@ -117,8 +114,8 @@ class RefinedMethod(SensitivityMethod):
         self._walk.start_block(block)
 
     def after_block(
-        self, block: nn.Module, factors: Mapping[str, Factors]
-    ) -> Mapping[str, Factors]:
+        self, block: nn.Module, factors: Mapping[str, LowRankFactors]
+    ) -> Mapping[str, LowRankFactors]:
         """Refine the factors."""
         if self._walk is None or self.refinement.steps == 0 or not factors:
             return factors
@@ -129,7 +126,7 @@ class RefinedMethod(SensitivityMethod):
         if self._walk is not None:
             self._walk.finish_block(block)
 
-    def after_blocks(self, factors: Mapping[str, Factors]) -> Mapping[str, Factors]:
+    def after_blocks(self, factors: Mapping[str, LowRankFactors]) -> Mapping[str, LowRankFactors]:
         """Refine all of them together."""
         if self._walk is None or self._windows is None or self.joint.steps == 0 or not factors:
             return factors

@@ -54,10 +54,6 @@ class LowRankFactors:
     bias: Tensor
     whitening: Whitening | None = None
 
-    def parameters(self) -> dict[str, Tensor]:
-        """What is in the layer, by the name of its parameter there."""
-        return {"weight1": self.weight1, "weight2": self.weight2, "bias": self.bias}
-
 
 @dataclass
 class Whitening:

@@ -8,27 +8,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from liteasr.compression.factorize import LowRankFactors
 from liteasr.compression.plan import CompressionPlan
-from liteasr.compression.units import UnitFactors
 from liteasr.modeling import use_plain_inference
 
-__all__ = [
-    "AllocationError",
-    "CalibrationBatch",
-    "CompressionMethod",
-    "Decoder",
-    "Factors",
-    "Processes",
-]
-
-Factors: TypeAlias = LowRankFactors | UnitFactors
-"""New parameters of a linear layer."""
+__all__ = ["AllocationError", "CalibrationBatch", "CompressionMethod", "Decoder", "Processes"]
 
 
 class AllocationError(ValueError):
@@ -151,14 +140,6 @@ class CompressionMethod(ABC):
     def factorize(self, name: str, rank: int) -> LowRankFactors:
         """Factors of one layer at one rank."""
 
-    def reduce_mlp(self, name: str, units: int) -> UnitFactors:
-        """Weights of one of the two layers of an MLP that keeps so many hidden units.
-
-        Raises:
-            NotImplementedError: If the method, as here, plans for none.
-        """
-        raise NotImplementedError(f"method {self.name} keeps all hidden units, also of {name}")
-
     def before_block(self, block: nn.Module) -> None:
         """Called on every process before the layers of an encoder block are swapped.
 
@@ -167,8 +148,8 @@ class CompressionMethod(ABC):
         del block
 
     def after_block(
-        self, block: nn.Module, factors: Mapping[str, Factors]
-    ) -> Mapping[str, Factors]:
+        self, block: nn.Module, factors: Mapping[str, LowRankFactors]
+    ) -> Mapping[str, LowRankFactors]:
         """Called on every process after the layers of a block are swapped.
 
         Args:
@@ -188,7 +169,7 @@ class CompressionMethod(ABC):
         """
         del block
 
-    def after_blocks(self, factors: Mapping[str, Factors]) -> Mapping[str, Factors]:
+    def after_blocks(self, factors: Mapping[str, LowRankFactors]) -> Mapping[str, LowRankFactors]:
         """Called on every process when all blocks are done.
 
         Args:

@@ -14,7 +14,6 @@ from liteasr.compression.method import (
     AllocationError,
     CalibrationBatch,
     CompressionMethod,
-    Factors,
     Processes,
 )
 from liteasr.compression.pca import PCAMethod
@@ -26,7 +25,6 @@ __all__ = [
     "CalibrationBatch",
     "CompressionMethod",
     "PCAMethod",
-    "Factors",
     "Processes",
     "RefinedMethod",
     "SensitivityMethod",

@@ -17,7 +17,6 @@ from liteasr.compression.factorize import LowRankFactors, Whitening, descending_
 __all__ = [
     "MetricPCA",
     "balanced",
-    "metric_root",
     "pca_in_metric",
     "projected_factors",
     "whitening_of",
@@ -55,11 +54,6 @@ def _roots(symmetric_DD: Tensor, damping: float) -> tuple[Tensor, Tensor]:
     return (vectors_DD * damped_D.sqrt()) @ vectors_DD.T, (
         vectors_DD * damped_D.rsqrt()
     ) @ vectors_DD.T
-
-
-def metric_root(metric_DD: Tensor, damping: float) -> Tensor:
-    """``G^{1/2}`` after damping, (D, D): what an error is multiplied by to be counted."""
-    return _roots(metric_DD, damping)[0]
 
 
 def pca_in_metric(

@@ -13,8 +13,6 @@ __all__ = ["AttentionPlan", "CompressionPlan", "LayerPlan"]
 FORMAT = 1
 ATTENTION_FORMAT = 2
 """Of a plan with reduced attention, which readers of format 1 must not take for one without."""
-UNITS_FORMAT = 3
-"""Of a plan with fewer hidden units in an MLP."""
 
 
 @dataclass(frozen=True)
@@ -25,14 +23,11 @@ class LayerPlan:
         in_features: Input width.
         out_features: Output width.
         rank: Rank of the low-rank layer; ``None`` leaves the layer dense.
-        kept_energy: Share of the output's variance that is kept, in 0…1; where there are
-            ``units``, of that of the whole MLP.
+        kept_energy: Share of the output's variance that is kept, in 0…1.
         dense_params: Parameters of the layer before.
         params: Parameters of the layer after.
         predicted_error: Relative error of the encoder's output that this layer is expected to
             bring; 0 where the method does not predict one.
-        units: Hidden units of the MLP that stay, for its two layers, which are dense then and
-            ``rank`` is ``None``; ``None`` keeps all. What the MLP costs stands at the second.
     """
 
     in_features: int
@@ -42,11 +37,6 @@ class LayerPlan:
     dense_params: int
     params: int
     predicted_error: float = 0.0
-    units: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.rank is not None and self.units is not None:
-            raise ValueError(f"rank={self.rank} and units={self.units}: at most one of them")
 
 
 @dataclass(frozen=True)
@@ -112,20 +102,6 @@ class CompressionPlan:
         return {name: layer.rank for name, layer in self.layers.items() if layer.rank is not None}
 
     @property
-    def units(self) -> dict[str, int]:
-        """Hidden units that stay, for both layers of each MLP that has fewer."""
-        return {n: layer.units for n, layer in self.layers.items() if layer.units is not None}
-
-    @property
-    def compressed(self) -> list[str]:
-        """Linear layers that do not stay as they are, in the order of the plan."""
-        return [
-            name
-            for name, layer in self.layers.items()
-            if layer.rank is not None or layer.units is not None
-        ]
-
-    @property
     def head_dims(self) -> dict[str, tuple[int, int]]:
         """Dimensions of a head, for queries and keys and for values, where they are reduced."""
         return {
@@ -145,10 +121,6 @@ class CompressionPlan:
         content = asdict(self)
         if not self.attention:
             del content["attention"]
-        if self.units:
-            return {"format": UNITS_FORMAT, **content}
-        for layer in content["layers"].values():
-            del layer["units"]
         return {"format": ATTENTION_FORMAT if self.attention else FORMAT, **content}
 
     @classmethod
@@ -159,9 +131,8 @@ class CompressionPlan:
             ValueError: If the record is of another format.
         """
         present = data.get("format") if isinstance(data, Mapping) else None
-        known = (FORMAT, ATTENTION_FORMAT, UNITS_FORMAT)
-        if present not in known:
-            raise ValueError(f"its format is {present!r}, not {', '.join(map(str, known))}")
+        if present not in (FORMAT, ATTENTION_FORMAT):
+            raise ValueError(f"its format is {present!r}, not {FORMAT} or {ATTENTION_FORMAT}")
         layers = {name: LayerPlan(**layer) for name, layer in data["layers"].items()}
         attention = {n: AttentionPlan(**one) for n, one in data.get("attention", {}).items()}
         return cls(
@@ -238,31 +209,6 @@ def reduced_attention_config(
     config: list[dict[str, int]] = [{} for _ in range(num_layers)]
     for name, (qk_dim, v_dim) in dims:
         config[_place(name)[0]] = {"qk_dim": qk_dim, "v_dim": v_dim}
-    return config if any(config) else None
-
-
-def reduced_mlp_config(
-    units: Iterable[tuple[str, int]], num_layers: int
-) -> list[dict[str, int]] | None:
-    """Names of layers and hidden units as ``LiteWhisperConfig.reduced_mlp`` has them.
-
-    Args:
-        units: Full name of a layer of each MLP with fewer units, and how many it has.
-        num_layers: Layers of the encoder.
-
-    Returns:
-        One dict an encoder layer, or ``None`` where every MLP is whole.
-
-    Raises:
-        ValueError: If an MLP is not in an encoder layer.
-
-    Example:
-        >>> reduced_mlp_config([("model.encoder.layers.1.fc1", 960)], 2)
-        [{}, {'units': 960}]
-    """
-    config: list[dict[str, int]] = [{} for _ in range(num_layers)]
-    for name, count in units:
-        config[_place(name)[0]] = {"units": count}
     return config if any(config) else None
 
 

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,18 +18,13 @@ from torch.func import functional_call
 from liteasr.compression.blocks import BlockWalk, run_block
 from liteasr.compression.factorize import LowRankFactors, Whitening
 from liteasr.compression.hooks import frozen
-from liteasr.compression.method import Factors
 from liteasr.compression.metric import balanced
-from liteasr.compression.units import UnitFactors
 
 __all__ = ["Refinement", "refine_block", "refine_encoder"]
 
 log = logging.getLogger(__name__)
 
 _WARMUP_STEPS = 5
-
-_PLAIN_RATE = 3.0
-"""Learning rate of a plain weight over that of an entry in whitened coordinates."""
 
 _GRADIENT_SCALE = 2.0**10
 """Of the loss, to which Adam is indifferent: gradients of half precision must not vanish."""
@@ -66,10 +60,10 @@ class Refinement:
 
 def refine_block(
     block: nn.Module,
-    factors: Mapping[str, Factors],
+    factors: Mapping[str, LowRankFactors],
     walk: BlockWalk,
     refinement: Refinement,
-) -> dict[str, Factors]:
+) -> dict[str, LowRankFactors]:
     """Fit a compressed block, fed by compressed blocks, to the output of the dense one.
 
     Minimises ``Σ w ‖y − ŷ‖²`` over the frames of all windows, ``w`` being that of the walk.
@@ -85,53 +79,35 @@ def refine_block(
         The refined factors; those given, if refinement did not lower the error of the windows that
         are looked at.
     """
-    layers = {
-        name: _on(walk, one.whitening)
-        for name, one in factors.items()
-        if isinstance(one, LowRankFactors) and one.whitening
-    }
+    layers = {name: _on(walk, one.whitening) for name, one in factors.items() if one.whitening}
     parameters = {
         name: (nn.Parameter(one.a_DK.clone()), nn.Parameter(one.b_DK.clone()))
         for name, one in layers.items()
     }
-    reduced = _as_parameters(
-        {name: one for name, one in factors.items() if isinstance(one, UnitFactors)}, walk
-    )
 
     def error(window: int) -> Tensor:
-        overrides = _overrides(layers, parameters, walk.dtype)
-        overrides |= {name: one.to(walk.dtype) for name, one in reduced.items()}
-        return _error(block, overrides, walk, window)
+        return _error(block, _overrides(layers, parameters, walk.dtype), walk, window)
 
     flat = [parameter for pair in parameters.values() for parameter in pair]
-    groups = [
-        {"params": flat, "lr": refinement.learning_rate},
-        {"params": list(reduced.values()), "lr": _PLAIN_RATE * refinement.learning_rate},
-    ]
     with frozen(block):
-        before, after = _descend(groups, error, walk, refinement)
+        before, after = _descend(flat, error, walk, refinement)
     if not after < before:
         log.warning("refinement did not help a block (error %.3g → %.3g)", before, after)
         return dict(factors)
     with torch.no_grad():
-        moved: dict[str, Factors] = {
+        return {
             name: balanced(LowRankFactors(*layers[name].factors(*pair)))
             for name, pair in parameters.items()
         }
-    return moved | {
-        name: _with_values(one, name, reduced)
-        for name, one in factors.items()
-        if isinstance(one, UnitFactors)
-    }
 
 
 def refine_encoder(
     encoder: nn.Module,
-    factors: Mapping[str, Factors],
+    factors: Mapping[str, LowRankFactors],
     features_NMF: Tensor,
     walk: BlockWalk,
     refinement: Refinement,
-) -> dict[str, Factors]:
+) -> dict[str, LowRankFactors]:
     """Fit all factors of a compressed encoder together to the output of the dense one.
 
     Minimises what :func:`refine_block` does, at the encoder's output: a block need not be right
@@ -149,7 +125,13 @@ def refine_encoder(
         The refined factors; those given, if the error of the windows that are looked at did not
         fall.
     """
-    parameters = _as_parameters(factors, walk)
+    parameters = {
+        f"{name}.{part}": nn.Parameter(
+            getattr(one, part).detach().to(walk.device, torch.float32, copy=True)
+        )
+        for name, one in factors.items()
+        for part in ("weight1", "weight2", "bias")
+    }
 
     def error(window: int) -> Tensor:
         overrides = {name: one.to(walk.dtype) for name, one in parameters.items()}
@@ -162,33 +144,21 @@ def refine_encoder(
         weight = float(walk.weight_NT[_sample(walk)].sum())
         relative = _error_on_sample(error, walk) / (weight * walk.target_variance())
         scaled = replace(refinement, learning_rate=refinement.learning_rate * relative)
-        groups = [{"params": list(parameters.values()), "lr": scaled.learning_rate}]
-        before, after = _descend(groups, error, walk, scaled)
+        before, after = _descend(list(parameters.values()), error, walk, scaled)
     if not after < before:
         log.warning("refinement did not help the encoder (error %.3g → %.3g)", before, after)
         return dict(factors)
-    return {name: _with_values(one, name, parameters) for name, one in factors.items()}
-
-
-def _as_parameters(factors: Mapping[str, Factors], walk: BlockWalk) -> dict[str, nn.Parameter]:
-    """Copies of all that is in the layers, by full name."""
+    moved = {name: parameter.detach() for name, parameter in parameters.items()}
     return {
-        f"{name}.{part}": nn.Parameter(value.detach().to(walk.device, torch.float32, copy=True))
-        for name, one in factors.items()
-        for part, value in one.parameters().items()
+        name: LowRankFactors(
+            moved[f"{name}.weight1"], moved[f"{name}.weight2"], moved[f"{name}.bias"]
+        )
+        for name in factors
     }
-
-
-def _with_values(one: Factors, name: str, parameters: Mapping[str, nn.Parameter]) -> Factors:
-    """Factors of the same kind with the values of :func:`_as_parameters`."""
-    values: dict[str, Any] = {
-        part: parameters[f"{name}.{part}"].detach() for part in one.parameters()
-    }
-    return type(one)(**values)
 
 
 def _descend(
-    groups: list[dict[str, Any]],
+    parameters: list[nn.Parameter],
     error: Callable[[int], Tensor],
     walk: BlockWalk,
     refinement: Refinement,
@@ -196,14 +166,12 @@ def _descend(
     """Steps of Adam; the errors before and after.
 
     Args:
-        groups: What moves, as parameter groups with their peak learning rates.
+        parameters: What moves.
         error: Weighted squared error of a window of this process.
         walk: Windows, their weights, and the variance of the target.
         refinement: Steps and learning rate.
     """
-    groups = [group for group in groups if group["params"]]
-    parameters = [parameter for group in groups for parameter in group["params"]]
-    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
+    optimizer = torch.optim.Adam(parameters, lr=refinement.learning_rate, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, refinement.steps))
     variance = walk.target_variance()
     before = _error_on_sample(error, walk)

@@ -12,14 +12,7 @@ from torch import Tensor, nn
 from liteasr.compression.attention_factors import AttentionFactors, AttentionWeights
 from liteasr.compression.factorize import LowRankFactors
 from liteasr.compression.plan import AttentionPlan, CompressionPlan
-from liteasr.compression.units import UnitFactors
-from liteasr.modeling import (
-    LINEAR_NAMES,
-    LowRankLinear,
-    RankSpaceAttention,
-    ReducedAttention,
-    ReducedLinear,
-)
+from liteasr.modeling import LINEAR_NAMES, LowRankLinear, RankSpaceAttention, ReducedAttention
 
 __all__ = [
     "ENCODER_LINEARS",
@@ -27,14 +20,12 @@ __all__ = [
     "attention_weights",
     "collect_head_dims",
     "collect_ranks",
-    "collect_units",
     "encoder_flops",
     "encoder_frames",
     "encoder_parameters",
     "find_linears",
     "install_attention_factors",
     "install_factors",
-    "install_unit_factors",
 ]
 
 ENCODER_LINEARS = tuple(f"*encoder.layers.*{name}" for name in LINEAR_NAMES)
@@ -78,7 +69,7 @@ def find_linears(
 def apply_plan(
     model: nn.Module,
     plan: CompressionPlan,
-    factors: Mapping[str, LowRankFactors | UnitFactors | AttentionFactors] | None = None,
+    factors: Mapping[str, LowRankFactors | AttentionFactors] | None = None,
 ) -> None:
     """Replace what ``plan`` names by smaller layers; a plan that leaves all dense does nothing.
 
@@ -99,24 +90,16 @@ def apply_plan(
     for name in plan.head_dims:
         reduced = _as_reduced(model, name, plan.attention[name])
         values = None if factors is None else factors.get(name)
-        if isinstance(values, LowRankFactors | UnitFactors):
+        if isinstance(values, LowRankFactors):
             raise ValueError(f"{name} is a self-attention, its factors are those of a linear layer")
         if values is not None:
             install_attention_factors(reduced, values)
-    for name, units in plan.units.items():
-        layer = plan.layers[name]
-        reduced_linear = _as_units(model, name, (layer.in_features, layer.out_features), units)
-        values = None if factors is None else factors.get(name)
-        if values is not None:
-            if not isinstance(values, UnitFactors):
-                raise ValueError(f"{name} keeps {units} hidden units, not {type(values).__name__}")
-            install_unit_factors(reduced_linear, values)
     for name, rank in plan.ranks.items():
         layer = plan.layers[name]
         low_rank = _as_low_rank(model, name, (layer.in_features, layer.out_features, rank))
         values = None if factors is None else factors.get(name)
-        if isinstance(values, AttentionFactors | UnitFactors):
-            raise ValueError(f"{name} gets a low rank, not {type(values).__name__}")
+        if isinstance(values, AttentionFactors):
+            raise ValueError(f"{name} is a linear layer, its factors are those of an attention")
         if values is not None:
             install_factors(low_rank, values)
 
@@ -181,34 +164,6 @@ def _as_low_rank(model: nn.Module, name: str, shape: tuple[int, int, int]) -> Lo
     return low_rank
 
 
-def _as_units(model: nn.Module, name: str, shape: tuple[int, int], units: int) -> ReducedLinear:
-    module = _named(model, name)
-    # The second layer of an MLP takes what the first gives.
-    size = (units, shape[1]) if name.rpartition(".")[2] == "fc2" else (shape[0], units)
-    if not isinstance(module, nn.Linear):
-        raise ValueError(f"{name} is {module}, the plan wants a linear layer of {shape}")
-    present = (module.in_features, module.out_features)
-    if isinstance(module, ReducedLinear) and present == size:
-        return module
-    if present != shape:
-        raise ValueError(f"{name} is {module}, the plan wants a linear layer of {shape}")
-    weight = module.weight
-    reduced = ReducedLinear(*size, device=weight.device, dtype=weight.dtype)
-    reduced.train(module.training).requires_grad_(weight.requires_grad)
-    _replace(model, name, reduced)
-    return reduced
-
-
-def install_unit_factors(layer: ReducedLinear, factors: UnitFactors) -> None:
-    """Copy weights into a layer of an MLP with fewer units, cast to its type and device.
-
-    Raises:
-        ValueError: If the cast overflows or the shapes differ.
-    """
-    _copy(layer.weight, factors.weight)
-    _copy(layer.bias, factors.bias)
-
-
 def install_factors(layer: LowRankLinear, factors: LowRankFactors) -> None:
     """Copy factors into a layer, cast to its type and device.
 
@@ -266,23 +221,6 @@ def collect_ranks(model: nn.Module) -> dict[str, int]:
         for name, module in model.named_modules()
         if isinstance(module, LowRankLinear)
     }
-
-
-def collect_units(model: nn.Module) -> dict[str, int]:
-    """Full name → hidden units, for both layers of every MLP of the encoder with fewer of them.
-
-    Args:
-        model: A Whisper model; its configuration says how many a whole MLP has.
-    """
-    config: Any = model.config
-    units = {
-        name: int(module.in_features if name.endswith(".fc2") else module.out_features)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | LowRankLinear)
-        and "encoder.layers." in name
-        and name.endswith((".fc1", ".fc2"))
-    }
-    return {name: count for name, count in units.items() if count != config.encoder_ffn_dim}
 
 
 def collect_head_dims(model: nn.Module) -> dict[str, tuple[int, int]]:

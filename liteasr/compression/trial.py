@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from liteasr.compression.factorize import LowRankFactors
-from liteasr.compression.units import UnitFactors
 from liteasr.compression.windows import Windows
 
 __all__ = ["output_error"]
@@ -21,7 +20,7 @@ __all__ = ["output_error"]
 @torch.no_grad()
 def output_error(
     encoder: nn.Module,
-    factors: Mapping[nn.Linear, LowRankFactors | UnitFactors],
+    factors: Mapping[nn.Linear, LowRankFactors],
     windows: Windows,
     limit: int,
 ) -> float:
@@ -29,7 +28,7 @@ def output_error(
 
     Args:
         encoder: The dense encoder; it is not changed.
-        factors: Factors by the layer of ``encoder`` that they stand for.
+        factors: Low-rank factors by the layer of ``encoder`` that they stand for.
         windows: Windows to run, the first of them.
         limit: How many.
     """
@@ -38,8 +37,7 @@ def output_error(
         if isinstance(ours, nn.Linear) and ours in factors:
             assert isinstance(theirs, nn.Linear)
             one = factors[ours]
-            weight = one.weight if isinstance(one, UnitFactors) else (one.weight1 @ one.weight2).T
-            theirs.weight.data = weight.to(theirs.weight)
+            theirs.weight.data = (one.weight1 @ one.weight2).T.to(theirs.weight)
             theirs.bias = nn.Parameter(one.bias.to(theirs.weight))
     device, dtype = next(encoder.parameters()).device, next(encoder.parameters()).dtype
     error = torch.zeros((), dtype=torch.float64)

@@ -22,7 +22,7 @@ from liteasr.modeling.attention import ReducedAttention
 from liteasr.modeling.configuration import LINEAR_NAMES, LiteWhisperConfig
 from liteasr.modeling.fast import use_fast_inference, use_plain_inference
 from liteasr.modeling.graphs import use_cuda_graphs, use_no_cuda_graphs
-from liteasr.modeling.linear import LowRankLinear, ReducedLinear
+from liteasr.modeling.linear import LowRankLinear
 from liteasr.modeling.pipeline import LiteWhisperPipeline
 from liteasr.modeling.rank_space import (
     RankSpaceAttention,
@@ -39,7 +39,6 @@ __all__ = [
     "LowRankLinear",
     "RankSpaceAttention",
     "ReducedAttention",
-    "ReducedLinear",
     "use_cuda_graphs",
     "use_fast_inference",
     "use_no_cuda_graphs",

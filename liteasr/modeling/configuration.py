@@ -6,10 +6,9 @@ from typing import Any
 
 from transformers import WhisperConfig
 
-__all__ = ["HEAD_DIMS", "LINEAR_NAMES", "MLP_SIZES", "LiteWhisperConfig"]
+__all__ = ["HEAD_DIMS", "LINEAR_NAMES", "LiteWhisperConfig"]
 
 HEAD_DIMS = ("qk_dim", "v_dim")
-MLP_SIZES = ("units",)
 LINEAR_NAMES = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
 
@@ -24,9 +23,6 @@ class LiteWhisperConfig(WhisperConfig):
             self-attention, ``qk_dim`` for queries and keys and ``v_dim`` for values, or ``{}``
             for dense heads. Absent: all heads are dense. The published format does not know it;
             where it is absent, it is not in ``config.json`` either.
-        reduced_mlp: One dict for each encoder layer: the hidden ``units`` of its MLP, or ``{}`` for
-            as many as ``encoder_ffn_dim`` says. As ``reduced_attention``, it is no part of the
-            published format.
         kwargs: Everything :class:`transformers.WhisperConfig` takes.
 
     Raises:
@@ -41,28 +37,17 @@ class LiteWhisperConfig(WhisperConfig):
     model_type = "lite-whisper"
 
     reduced_attention: list[dict[str, int]] | None = None
-    reduced_mlp: list[dict[str, int]] | None = None
 
     def __init__(
         self,
         low_rank_config: list[dict[str, int]] | None = None,
         reduced_attention: list[dict[str, int]] | None = None,
-        reduced_mlp: list[dict[str, int]] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.low_rank_config = low_rank_config
         if low_rank_config is not None:
             self._check("low_rank_config", low_rank_config, LINEAR_NAMES)
-        if reduced_mlp is not None:
-            self.reduced_mlp = reduced_mlp
-            self._check("reduced_mlp", reduced_mlp, MLP_SIZES)
-            for index, sizes in enumerate(reduced_mlp):
-                if sizes.get("units", 0) > self.encoder_ffn_dim:
-                    raise ValueError(
-                        f"reduced_mlp[{index}]: {sizes['units']} units are more than the "
-                        f"{self.encoder_ffn_dim} of encoder_ffn_dim"
-                    )
         if reduced_attention is not None:
             self.reduced_attention = reduced_attention
             self._check("reduced_attention", reduced_attention, HEAD_DIMS)

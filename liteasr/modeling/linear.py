@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LowRankLinear", "ReducedLinear"]
+__all__ = ["LowRankLinear"]
 
 
 class LowRankLinear(nn.Module):
@@ -69,11 +69,3 @@ class LowRankLinear(nn.Module):
     def extra_repr(self) -> str:
         """Widths and rank, for ``print(model)``."""
         return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"
-
-
-class ReducedLinear(nn.Linear):
-    """One of the two linear layers of an MLP that has fewer hidden units than its configuration.
-
-    Takes no other arguments than :class:`torch.nn.Linear`, and computes the same; the class says
-    that the layer was fitted, as a low-rank one is.
-    """

@@ -14,7 +14,7 @@ from transformers import WhisperForConditionalGeneration
 from .attention import ReducedAttention
 from .configuration import LiteWhisperConfig
 from .fast import use_fast_inference
-from .linear import LowRankLinear, ReducedLinear
+from .linear import LowRankLinear
 
 __all__ = ["LiteWhisperForConditionalGeneration"]
 
@@ -22,8 +22,8 @@ __all__ = ["LiteWhisperForConditionalGeneration"]
 class LiteWhisperForConditionalGeneration(WhisperForConditionalGeneration):
     """Whisper whose encoder layers have the sizes that the configuration names.
 
-    Those are the ranks of ``config.low_rank_config``, the dimensions of the heads of
-    ``config.reduced_attention``, and the hidden units of ``config.reduced_mlp``.
+    Those are the ranks of ``config.low_rank_config``, and the dimensions of the heads of
+    ``config.reduced_attention``.
 
     Inputs, outputs, ``generate`` and decoding options are those of
     :class:`transformers.WhisperForConditionalGeneration`.
@@ -54,12 +54,6 @@ class LiteWhisperForConditionalGeneration(WhisperForConditionalGeneration):
                     device=dense.q_proj.weight.device,
                     dtype=dense.q_proj.weight.dtype,
                 )
-        for layer, sizes in zip(layers, config.reduced_mlp or [], strict=False):
-            if sizes:
-                weight = layer.fc1.weight
-                place = {"device": weight.device, "dtype": weight.dtype}
-                layer.fc1 = ReducedLinear(layer.fc1.in_features, sizes["units"], **place)
-                layer.fc2 = ReducedLinear(sizes["units"], layer.fc2.out_features, **place)
         for layer, ranks in zip(layers, config.low_rank_config or [], strict=False):
             for name, rank in ranks.items():
                 parent = layer if name in ("fc1", "fc2") else layer.self_attn

@@ -32,7 +32,7 @@ Cell = tuple[float, str]
 
 
 def heat_map(plan: CompressionPlan, path: str | Path) -> None:
-    """Rank, or hidden units (``u``), and kept energy of every layer; dense layers hatched.
+    """Rank and kept energy of every layer as two heat maps, dense layers hatched.
 
     Args:
         plan: What was decided.
@@ -45,14 +45,14 @@ def heat_map(plan: CompressionPlan, path: str | Path) -> None:
     cell = min(1.0, 7.2 / width)
     figure = Figure(figsize=(cell * width + 1.7, 4.6 * bands), layout="constrained")
     grid = figure.subplots(2 * bands, 1, squeeze=False)[:, 0]
-    kept = [one.kept_energy for one in layers.values() if _is_smaller(one)]
+    kept = [one.kept_energy for one in layers.values() if one.rank is not None]
     scales = (
-        (_rank_cell, "rank, or units of an MLP (colour: share of all)", Normalize(0, 1)),
+        (_rank_cell, "rank (colour: share of the full rank)", Normalize(0, 1)),
         (_energy_cell, "kept energy, % of the output's variance", _energy_scale(kept)),
     )
     for part, (cell_of, title, scale) in enumerate(scales):
         axes = grid[part * bands : (part + 1) * bands]
-        cells = {place: cell_of(one) for place, one in layers.items() if _is_smaller(one)}
+        cells = {place: cell_of(one) for place, one in layers.items() if one.rank is not None}
         for band, one in enumerate(axes):
             numbers = range(band * width, min(count, (band + 1) * width))
             _heat_map(one, cells, numbers, width, scale)
@@ -78,13 +78,7 @@ def _percent(value: float, _position: object = None) -> str:
     return f"{100 * value:.3g} %"
 
 
-def _is_smaller(layer: LayerPlan) -> bool:
-    return layer.rank is not None or layer.units is not None
-
-
 def _rank_cell(layer: LayerPlan) -> Cell:
-    if layer.units is not None:
-        return layer.units / max(layer.in_features, layer.out_features), f"{layer.units} u"
     rank = layer.rank or 0
     return rank / min(layer.in_features, layer.out_features), str(rank)
 

@@ -158,8 +158,6 @@ def _size(layer: LayerPlan | AttentionPlan) -> tuple[str, str]:
     if isinstance(layer, AttentionPlan):
         full = str(layer.embed_dim // layer.num_heads)
         return "dense" if layer.qk_dim is None else f"{layer.qk_dim} / {layer.v_dim}", full
-    if layer.units is not None:
-        return f"{layer.units} units", str(max(layer.in_features, layer.out_features))
     full = str(min(layer.in_features, layer.out_features))
     return "dense" if layer.rank is None else str(layer.rank), full
 

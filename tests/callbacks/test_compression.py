@@ -323,9 +323,9 @@ def test_every_step_can_be_overridden(folder, tmp_path):
 
 
 def refined():
-    """``auto`` on a few windows, at a size that costs something, low ranks and fewer units."""
-    options = {"refine_steps": 6, "learning_rate": 1e-4, "joint_steps": 3, "mlp_units": True}
-    return RefinedMethod(Budget("encoder_ratio", 0.4), **options)
+    """``auto`` on a few windows, at a size that costs something."""
+    steps = {"refine_steps": 6, "learning_rate": 1e-4, "joint_steps": 3}
+    return RefinedMethod(Budget("encoder_ratio", 0.4), **steps)
 
 
 def test_blocks_that_were_finished_are_not_refined_again(folder, tmp_path, monkeypatch):
@@ -400,9 +400,6 @@ def test_two_processes_give_the_ranks_of_one(folder, tmp_path):
         files = [tmp_path / f"{method}-{part}.pt" for part in ("1-0", "2-0", "2-1")]
         one, two, other = (torch.load(file, weights_only=True) for file in files)
         assert one["ranks"] == two["ranks"] == other["ranks"] != {}
-        plans = [CompressionPlan.from_dict(result["plan"]) for result in (one, two, other)]
-        assert plans[0].units == plans[1].units == plans[2].units
-        assert bool(plans[0].units) == (method == "auto")
         for name, tensor in two["weights"].items():
             assert torch.equal(tensor, other["weights"][name]), "both hold the same factors"
         outputs = []

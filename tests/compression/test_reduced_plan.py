@@ -196,7 +196,7 @@ def test_factors_of_the_wrong_kind_are_refused(tiny_model, plan):
     wrong = LowRankFactors(torch.zeros(64, 8), torch.zeros(8, 64), torch.zeros(64))
     with pytest.raises(ValueError, match="self_attn is a self-attention"):
         apply_plan(tiny_model, plan, {NAME: wrong})
-    with pytest.raises(ValueError, match="fc1 gets a low rank, not AttentionFactors"):
+    with pytest.raises(ValueError, match="fc1 is a linear layer"):
         apply_plan(tiny_model, plan, {"model.encoder.layers.0.fc1": heads})
 
 
