@@ -22,7 +22,12 @@ from torch import Tensor
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from liteasr.cli import COMMANDS, run_main
-from liteasr.compression import collect_head_dims, collect_ranks
+from liteasr.compression import (
+    collect_head_dims,
+    collect_ranks,
+    pivot_layers,
+    unpivot_layers,
+)
 from liteasr.compression.plan import low_rank_config, reduced_attention_config
 from liteasr.config import ConfigError, Dtype
 from liteasr.files import atomic_folder, write_text
@@ -30,6 +35,8 @@ from liteasr.loading import load, require_weights
 from liteasr.modeling import (
     LiteWhisperConfig,
     LiteWhisperForConditionalGeneration,
+    LowRankLinear,
+    PivotedLinear,
     use_plain_inference,
 )
 from liteasr.onnx import require_packages
@@ -54,6 +61,12 @@ AUTO_MAP = {
     "AutoModelForSpeechSeq2Seq": "modeling_lite_whisper.LiteWhisperForConditionalGeneration",
 }
 
+FORMATS = {
+    "onnx": "graphs",
+    "folder": "for transformers",
+    "published": "for transformers and the published lite-whisper code",
+}
+
 
 def export_model(
     model: WhisperForConditionalGeneration,
@@ -70,9 +83,10 @@ def export_model(
         processor: Its tokenizer and feature extractor.
         folder: Where to write.
         dtype: Type of the stored weights; the model's if absent.
-        published: Refuse what the published lite-whisper format cannot say, so that its own
-            classes open the folder too. Where no attention is reduced, all that is written is in
-            that format.
+        published: Write the published lite-whisper format, so that its own classes open the folder
+            too: pivoted layers get two factors, or a dense weight where that is smaller, which is
+            the same function in more parameters; reduced attention is refused. Without pivoted
+            layers and reduced attention the format is the published one in any case.
 
     Raises:
         ValueError: If the model cannot be written in the format, or the reloaded weights are not
@@ -84,7 +98,7 @@ def export_model(
             f"{reduced} has heads of fewer dimensions, for which the published format has no "
             "place: export with published=False, or compress with low rank alone"
         )
-    saved = _as_saved(model, dtype or model.dtype)
+    saved = _as_saved(_in_one_form(model, pivoted=not published), dtype or model.dtype)
     with atomic_folder(folder) as temporary:
         saved.save_pretrained(temporary)
         _save_processor(processor, temporary)
@@ -124,7 +138,7 @@ def export_onnx(
         ValueError: If the weights do not fit the type, or ONNX Runtime computes something else.
     """
     require_packages("onnx", "onnxscript", "onnxruntime")
-    saved = _as_saved(model, dtype)
+    saved = _as_saved(_in_one_form(model, pivoted=not int8), dtype)
     use_plain_inference(saved)
     with atomic_folder(folder) as temporary:
         quantized = write_graphs(saved, temporary, int8=int8, opset=opset)
@@ -154,6 +168,19 @@ def _explain_to_transformers_4(processor: WhisperProcessor, folder: Path) -> Non
     write_text(file, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
 
 
+def _in_one_form(
+    model: WhisperForConditionalGeneration, *, pivoted: bool
+) -> WhisperForConditionalGeneration:
+    """The model, or a copy in which either all low-rank layers are pivoted or none is."""
+    layers = [one for one in model.modules() if isinstance(one, LowRankLinear)]
+    found = {isinstance(one, PivotedLinear) for one in layers}
+    if True not in found or (pivoted and found == {True}):
+        return model
+    model = copy.deepcopy(model)
+    (pivot_layers if pivoted else unpivot_layers)(model)
+    return model
+
+
 def _as_saved(
     model: WhisperForConditionalGeneration, dtype: torch.dtype
 ) -> WhisperForConditionalGeneration:
@@ -171,12 +198,13 @@ def _as_saved(
     if ranks or head_dims or isinstance(model, LiteWhisperForConditionalGeneration):
         cls = LiteWhisperForConditionalGeneration
         options = config.to_dict()
-        sizes = ("low_rank_config", "reduced_attention")
+        sizes = ("low_rank_config", "reduced_attention", "pivoted")
         for key in ("model_type", *sizes, "auto_map", "architectures"):
             options.pop(key, None)
         layers = low_rank_config(ranks.items(), config.encoder_layers)
         heads = reduced_attention_config(head_dims.items(), config.encoder_layers)
-        config = LiteWhisperConfig(low_rank_config=layers, reduced_attention=heads, **options)
+        pivoted = any(isinstance(one, PivotedLinear) for one in model.modules())
+        config = LiteWhisperConfig(layers, heads, pivoted=pivoted, **options)
         config.auto_map = dict(AUTO_MAP)
     output, embedding = state["proj_out.weight"], state["model.decoder.embed_tokens.weight"]
     if config.tie_word_embeddings and not torch.equal(output, embedding):
@@ -223,7 +251,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", required=True, metavar="DIR_OR_HUB_ID", help="Whisper or lite-whisper")
     add("--processor", metavar="DIR_OR_HUB_ID", help="where the tokenizer is, if not there")
     add("--output", required=True, type=Path, metavar="DIR", help="folder to write")
-    add("--format", choices=["onnx", "folder"], default="onnx", help="onnx, or for transformers")
+    add(
+        "--format", choices=FORMATS, default="onnx", help="; ".join(map(": ".join, FORMATS.items()))
+    )
     add("--dtype", choices=[dtype.value for dtype in Dtype], help="of the weights")
     add("--int8", action="store_true", help="the ONNX encoder's linear layers in 8 bits")
     add("--opset", type=int, metavar="N", help=f"of the ONNX graphs; {OPSET} if not given")
@@ -258,8 +288,9 @@ def _run(arguments: argparse.Namespace) -> None:
     model, processor = load(arguments.model, processor_id=arguments.processor)
     dtype = None if arguments.dtype is None else getattr(torch, arguments.dtype)
     try:
-        if arguments.format == "folder":
-            export_model(model, processor, arguments.output, dtype)
+        if arguments.format != "onnx":
+            published = arguments.format == "published"
+            export_model(model, processor, arguments.output, dtype, published=published)
         else:
             options = {"int8": arguments.int8, "opset": arguments.opset or OPSET}
             done = export_onnx(

@@ -57,7 +57,7 @@ class Contest:
         self._settings = settings
         self._ranks: list[dict[str, int]] | CompressionPlan | None = None
         if settings.shape is not None:
-            self._config = shape_config(settings.shape)
+            self._config = shape_config(settings.shape, pivoted=settings.pivoted)
             if settings.ranks is not None:
                 self._ranks, said = read_ranks(settings.ranks, self._config), settings.ranks.name
             else:

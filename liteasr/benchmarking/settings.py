@@ -28,6 +28,7 @@ class Settings:
         shape: Name of a published size, in place of both.
         ranks: File with the ranks of the lite encoder of that size.
         encoder_params: Its parameters, such as ``240M``, in place of the file.
+        pivoted: Whether its low-rank layers are pivoted, where a plan does not say so.
         batch_sizes: Windows at a time.
         dtypes: Types of the weights and of the input.
         threads: Threads of torch.
@@ -47,6 +48,7 @@ class Settings:
     shape: str | None = None
     ranks: Path | None = None
     encoder_params: str | None = None
+    pivoted: bool = False
     batch_sizes: tuple[int, ...] = (1,)
     dtypes: tuple[str, ...] = ("float32",)
     threads: tuple[int, ...] = (1,)
@@ -129,8 +131,8 @@ def _wrong_models(settings: Settings) -> Iterator[str]:
     if settings.shape is None:
         if settings.model is None or settings.dense is None:
             yield "--model, --dense: both are needed, or --shape in their place"
-        if settings.ranks is not None or settings.encoder_params is not None:
-            yield "--ranks, --encoder-params: they belong to --shape"
+        if settings.ranks is not None or settings.encoder_params is not None or settings.pivoted:
+            yield "--ranks, --encoder-params, --pivoted: they belong to --shape"
         return
     if settings.model is not None or settings.dense is not None:
         yield "--shape: takes the place of --model and --dense; give one or the other"

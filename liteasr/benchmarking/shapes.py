@@ -12,9 +12,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, WhisperConfig
+from transformers import PreTrainedModel
 
-from liteasr.compression import CompressionPlan, apply_plan, encoder_parameters, find_linears
+from liteasr.compression import (
+    CompressionPlan,
+    LinearShape,
+    apply_plan,
+    encoder_parameters,
+    find_linears,
+)
 from liteasr.compression.plan import low_rank_config
 from liteasr.config import ConfigError, parse_size
 from liteasr.modeling import (
@@ -56,7 +62,7 @@ _MULTIPLE = 8
 _STEPS = 60
 
 
-def shape_config(shape: str, **changes: Any) -> WhisperConfig:
+def shape_config(shape: str, **changes: Any) -> LiteWhisperConfig:
     """Configuration of a published size; only what concerns the encoder is that of the original.
 
     Args:
@@ -77,7 +83,7 @@ def shape_config(shape: str, **changes: Any) -> WhisperConfig:
 
 
 def lay_out(
-    config: WhisperConfig, ranks: Ranks | CompressionPlan | None = None
+    config: LiteWhisperConfig, ranks: Ranks | CompressionPlan | None = None
 ) -> LiteWhisperForConditionalGeneration:
     """A model without memory for its weights.
 
@@ -126,7 +132,7 @@ def make_encoder(
     return encoder
 
 
-def read_ranks(file: Path, config: WhisperConfig) -> Ranks | CompressionPlan:
+def read_ranks(file: Path, config: LiteWhisperConfig) -> Ranks | CompressionPlan:
     """Ranks from a ``plan.json``, a ``config.json``, or a list as in ``low_rank_config``.
 
     Args:
@@ -141,6 +147,10 @@ def read_ranks(file: Path, config: WhisperConfig) -> Ranks | CompressionPlan:
         if isinstance(content, dict) and "low_rank_config" in content:
             if content.get("reduced_attention"):
                 raise ValueError("it has reduced_attention besides; give the plan.json of its run")
+            if bool(content.get("pivoted")) != config.pivoted:
+                raise ValueError(
+                    "--pivoted must be given where pivoted is true in it, and only there"
+                )
             content = content["low_rank_config"]
         is_list = isinstance(content, list) and all(isinstance(one, dict) for one in content)
         ranks = content if is_list else CompressionPlan.load(file)
@@ -152,7 +162,7 @@ def read_ranks(file: Path, config: WhisperConfig) -> Ranks | CompressionPlan:
     return ranks
 
 
-def plausible_ranks(config: WhisperConfig, size: str) -> Ranks:
+def plausible_ranks(config: LiteWhisperConfig, size: str) -> Ranks:
     """Ranks as calibration might choose them: low in early layers, higher in later ones.
 
     They follow the published ranks of large-v3: query and key lowest, then value and output, then
@@ -160,7 +170,7 @@ def plausible_ranks(config: WhisperConfig, size: str) -> Ranks:
     smaller stays dense.
 
     Args:
-        config: Of the dense model.
+        config: Of the dense model; says whether low-rank layers are pivoted.
         size: Parameters of the encoder, such as ``240M``; the result is just below.
 
     Raises:
@@ -178,7 +188,7 @@ def plausible_ranks(config: WhisperConfig, size: str) -> Ranks:
     if wanted >= dense:
         raise ConfigError(f"--encoder-params: {size} is not below the {dense:,} of the dense one")
     low, high = 0.0, 1.0 / min(_FIRST_LAYERS.values())
-    least = dense - _saved(linears, _ranks(linears, low, config))
+    least = dense - _saved(linears, low, config)
     if wanted < least:
         raise ConfigError(
             f"--encoder-params: {size} cannot be reached; with ranks of {_MULTIPLE} the encoder "
@@ -186,13 +196,15 @@ def plausible_ranks(config: WhisperConfig, size: str) -> Ranks:
         )
     for _ in range(_STEPS):
         middle = (low + high) / 2
-        fits = dense - _saved(linears, _ranks(linears, middle, config)) <= wanted
+        fits = dense - _saved(linears, middle, config) <= wanted
         low, high = (middle, high) if fits else (low, middle)
     ranks = _ranks(linears, low, config)
     return low_rank_config(ranks.items(), config.encoder_layers)
 
 
-def _ranks(linears: dict[str, nn.Linear], scale: float, config: WhisperConfig) -> dict[str, int]:
+def _ranks(
+    linears: dict[str, nn.Linear], scale: float, config: LiteWhisperConfig
+) -> dict[str, int]:
     """Ranks of the layers that become smaller by them."""
     last = max(1, config.encoder_layers - 1)
     ranks = {}
@@ -201,17 +213,17 @@ def _ranks(linears: dict[str, nn.Linear], scale: float, config: WhisperConfig) -
         share = scale * _FIRST_LAYERS[name.rsplit(".", 1)[1]] * math.exp(_GROWTH * layer / last)
         multiples = min(share, 1.0) * config.d_model / _MULTIPLE
         rank = max(_MULTIPLE, _MULTIPLE * round(multiples))
-        if _saves(linear, rank) > 0:
+        if _shape(linear, config).saves(rank):
             ranks[name] = rank
     return ranks
 
 
-def _saves(linear: nn.Linear, rank: int) -> int:
-    """Parameters that go; a low-rank layer has a bias in any case."""
-    dense = sum(parameter.numel() for parameter in linear.parameters())
-    inside, outside = linear.in_features, linear.out_features
-    return dense - rank * (inside + outside) - outside
+def _shape(linear: nn.Linear, config: LiteWhisperConfig) -> LinearShape:
+    widths = (linear.in_features, linear.out_features)
+    return LinearShape(*widths, bias=linear.bias is not None, pivoted=config.pivoted)
 
 
-def _saved(linears: dict[str, nn.Linear], ranks: dict[str, int]) -> int:
-    return sum(_saves(linears[name], rank) for name, rank in ranks.items())
+def _saved(linears: dict[str, nn.Linear], scale: float, config: LiteWhisperConfig) -> int:
+    shapes = {name: _shape(linear, config) for name, linear in linears.items()}
+    ranks = _ranks(linears, scale, config)
+    return sum(shapes[n].dense_params() - shapes[n].params(rank) for n, rank in ranks.items())

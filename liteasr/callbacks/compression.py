@@ -326,10 +326,10 @@ class CompressionCallback(L.Callback):
                 if name.startswith(prefix)
             }
             refined = self.method.after_blocks(within)
-        if refined is not within:
-            final = {prefix + name: on_cpu(one) for name, one in refined.items()}
-            if trainer.is_global_zero:
-                store.save_block(len(blocks), final)
+        final = installed | {prefix + name: on_cpu(one) for name, one in refined.items()}
+        if refined is not within and trainer.is_global_zero:
+            store.save_block(len(blocks), final)
+        if refined is not within or plan.pivoted:
             pl_module.apply_plan(plan, final)
 
     def _agreed_plan(self, trainer: L.Trainer) -> CompressionPlan:

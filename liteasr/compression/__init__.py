@@ -24,6 +24,7 @@ from liteasr.compression.factorize import (
     low_rank_factors,
     pca_of_image,
     pca_of_output,
+    pivot,
 )
 from liteasr.compression.methods import (
     METHODS,
@@ -49,6 +50,8 @@ from liteasr.compression.surgery import (
     encoder_flops,
     encoder_parameters,
     find_linears,
+    pivot_layers,
+    unpivot_layers,
 )
 
 __all__ = [
@@ -92,7 +95,10 @@ __all__ = [
     "low_rank_factors",
     "pca_of_image",
     "pca_of_output",
+    "pivot",
+    "pivot_layers",
     "rank_for_energy",
     "score_modes",
+    "unpivot_layers",
     "value_modes",
 ]

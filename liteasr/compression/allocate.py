@@ -29,11 +29,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class LinearShape:
-    """Widths of a linear layer and whether it has a bias."""
+    """Widths of a linear layer, whether it has a bias, and whether its low ranks are pivoted."""
 
     in_features: int
     out_features: int
     bias: bool = True
+    pivoted: bool = False
 
     def dense_params(self) -> int:
         """Parameters of the dense layer."""
@@ -44,8 +45,13 @@ class LinearShape:
 
         >>> LinearShape(384, 384, bias=False).low_rank_params(16)
         12672
+        >>> LinearShape(384, 384, bias=False, pivoted=True).low_rank_params(16)
+        12416
         """
-        return rank * (self.in_features + self.out_features) + self.out_features
+        return self._factors(rank) + self.out_features
+
+    def _factors(self, rank: int) -> int:
+        return rank * (self.in_features + self.out_features - rank * self.pivoted)
 
     def params(self, rank: int | None) -> int:
         """Parameters at a rank; ``rank=None`` is the dense layer."""
@@ -55,7 +61,7 @@ class LinearShape:
         """Multiplications and additions for one vector; ``rank=None`` is the dense layer."""
         if rank is None:
             return 2 * self.in_features * self.out_features
-        return 2 * rank * (self.in_features + self.out_features)
+        return 2 * self._factors(rank)
 
     def saves(self, rank: int) -> bool:
         """Whether a low-rank layer of this rank has fewer parameters than the dense one."""

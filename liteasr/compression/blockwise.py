@@ -35,7 +35,8 @@ class RefinedMethod(SensitivityMethod):
     Args:
         budget: What to reach.
         refine_steps: Steps for each block.
-        learning_rate: Peak learning rate, in whitened coordinates.
+        learning_rate: Peak learning rate, in whitened coordinates, times the root of the relative
+            error that the block's output begins with.
         refine_windows: Windows a step.
         joint_steps: Steps for all blocks together, after those.
         joint_learning_rate: Peak learning rate of these, times the relative error they begin with;
@@ -53,7 +54,7 @@ class RefinedMethod(SensitivityMethod):
         budget: Budget,
         *,
         refine_steps: int = 60,
-        learning_rate: float = 3e-5,
+        learning_rate: float = 1e-4,
         refine_windows: int = 2,
         joint_steps: int = 60,
         joint_learning_rate: float = 6e-4,
@@ -63,6 +64,7 @@ class RefinedMethod(SensitivityMethod):
         probes: int = 1,
         padding_weight: float = 0.05,
         block_dtype: torch.dtype = torch.float32,
+        pivoted: bool = True,
     ) -> None:
         super().__init__(
             budget,
@@ -72,6 +74,7 @@ class RefinedMethod(SensitivityMethod):
             probes=probes,
             padding_weight=padding_weight,
             block_dtype=block_dtype,
+            pivoted=pivoted,
         )
         for key, value in (("refine_steps", refine_steps), ("joint_steps", joint_steps)):
             if value < 0:

@@ -15,10 +15,12 @@ from torch import Tensor
 __all__ = [
     "LowRankFactors",
     "OutputPCA",
+    "PivotedFactors",
     "Whitening",
     "low_rank_factors",
     "pca_of_image",
     "pca_of_output",
+    "pivot",
 ]
 
 
@@ -53,6 +55,27 @@ class LowRankFactors:
     weight2: Tensor
     bias: Tensor
     whitening: Whitening | None = None
+
+    def parameters(self) -> dict[str, Tensor]:
+        """What is in the layer, by the name of its parameter there."""
+        return {"weight1": self.weight1, "weight2": self.weight2, "bias": self.bias}
+
+
+@dataclass
+class PivotedFactors:
+    """Parameters of a :class:`~liteasr.modeling.PivotedLinear`, which explains them.
+
+    Attributes:
+        skeleton: (K, O), or (I, K) for O < I.
+        interpolation: (I - K, K), or (K, O - K) for O < I.
+        bias: (O,).
+        order: (I,) or, for O < I, (O,), whole numbers.
+    """
+
+    skeleton: Tensor
+    interpolation: Tensor
+    bias: Tensor
+    order: Tensor
 
 
 @dataclass
@@ -170,3 +193,58 @@ def low_rank_factors(
         weight2=basis_OK.T.contiguous(),
         bias=pca.mean_O + basis_OK @ (basis_OK.T @ (bias_O - pca.mean_O)),
     )
+
+
+def pivot(factors: LowRankFactors) -> PivotedFactors:
+    """The same layer in ``K (I + O - K)`` numbers; exact in exact arithmetic.
+
+    Of the rows of the factor on the narrower side, in an orthonormal basis of its columns, K are
+    chosen by Gaussian elimination with partial pivoting and then by exchanges, until no other row
+    has more than ``_LARGEST`` of one of them in it (Goreinov et al., "How to find a good
+    submatrix", 2010). So nothing is amplified when it is rounded.
+
+    Args:
+        factors: Factors of rank K, at most the narrower of I and O.
+
+    Example:
+        >>> one, two = torch.tensor([[2.0], [4.0]]), torch.tensor([[1.0, 3.0]])
+        >>> pivoted = pivot(LowRankFactors(one, two, bias=torch.zeros(2)))
+        >>> pivoted.order.tolist(), pivoted.skeleton.tolist(), pivoted.interpolation.tolist()
+        ([1, 0], [[4.0, 12.0]], [[0.5]])
+    """
+    weight1_IK, weight2_KO = factors.weight1.double(), factors.weight2.double()
+    by_inputs = weight1_IK.shape[0] <= weight2_KO.shape[1]
+    side_DK = weight1_IK if by_inputs else weight2_KO.T
+    order_D, interpolation_XK = _interpolation(side_DK)
+    pivots_KK = side_DK[order_D[: side_DK.shape[1]]]
+    if by_inputs:
+        return PivotedFactors(pivots_KK @ weight2_KO, interpolation_XK, factors.bias, order_D)
+    return PivotedFactors(
+        weight1_IK @ pivots_KK.T, interpolation_XK.T.contiguous(), factors.bias, order_D.argsort()
+    )
+
+
+_LARGEST = 1.05
+"""Of any entry of an interpolation; with 1 exactly, rounding may exchange rows for ever."""
+
+
+def _interpolation(side_DK: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows in the order pivots, others, and what of each pivot is in each of the others."""
+    rank = side_DK.shape[1]
+    basis_DK = torch.linalg.qr(side_DK).Q
+    permutation_DD, lower_DK, _ = torch.lu_unpack(*torch.linalg.lu_factor(basis_DK))
+    order_D = permutation_DD.argmax(dim=0)
+    others_XK = torch.linalg.solve_triangular(
+        lower_DK[:rank], lower_DK[rank:], upper=False, left=False, unitriangular=True
+    )
+    while others_XK.numel() and float(others_XK.abs().max()) > _LARGEST:
+        row, column = divmod(int(others_XK.abs().argmax()), rank)
+        # One row of the identity and one of the others change places.
+        pivot_value = others_XK[row, column].clone()
+        change_K = others_XK[row].clone()
+        change_K[column] -= 1.0
+        others_XK -= torch.outer(others_XK[:, column], change_K) / pivot_value
+        others_XK[row] = -change_K / pivot_value
+        others_XK[row, column] = 1.0 / pivot_value
+        order_D[[column, rank + row]] = order_D[[rank + row, column]]
+    return order_D, others_XK

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from liteasr.compression.allocate import LinearShape
-from liteasr.modeling import LowRankLinear
+from liteasr.modeling import LowRankLinear, PivotedLinear
 from liteasr.speed import Stopwatch
 
 __all__ = ["EncoderTimes", "LayerTimes", "measure_times"]
@@ -73,7 +73,7 @@ class EncoderTimes:
 @torch.inference_mode()
 def measure_times(
     encoder: nn.Module,
-    linears: Mapping[str, nn.Linear],
+    shapes: Mapping[str, LinearShape],
     ranks: Callable[[LinearShape], Sequence[int]],
     features_BMF: torch.Tensor,
 ) -> EncoderTimes:
@@ -81,13 +81,12 @@ def measure_times(
 
     Args:
         encoder: Dense; its device and type are those of the measurement.
-        linears: Its layers, by full name. Layers of one shape are timed once.
+        shapes: Of its layers, by full name. Layers of one shape are timed once.
         ranks: Ranks that a layer of some shape may get, ascending.
         features_BMF: Log-mel features of one window, (1, mel bins, 3000).
     """
-    weight = next(iter(linears.values())).weight
+    weight = next(encoder.parameters())
     frames = features_BMF.shape[-1] // 2
-    shapes = {name: _shape(linear) for name, linear in linears.items()}
     by_shape = {
         shape: _layer_times(shape, _some(ranks(shape)), frames, weight)
         for shape in set(shapes.values())
@@ -103,7 +102,8 @@ def _layer_times(
     place: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
     widths = (shape.in_features, shape.out_features)
     layers: list[nn.Module] = [nn.Linear(*widths, bias=shape.bias, **place)]
-    layers += [LowRankLinear(*widths, rank, **place) for rank in ranks]
+    low_rank_layer = PivotedLinear if shape.pivoted else LowRankLinear
+    layers += [low_rank_layer(*widths, rank, **place) for rank in ranks]
     inputs = torch.randn(1, frames, shape.in_features).to(like)
     dense, *low_rank = _times([_call(layer, inputs) for layer in layers])
     # More rank is never less work; that it seems so is noise.
@@ -133,7 +133,3 @@ def _some(ranks: Sequence[int]) -> list[int]:
     """The first, the last, and some between."""
     count = min(_POINTS, len(ranks))
     return [ranks[round(i * (len(ranks) - 1) / max(count - 1, 1))] for i in range(count)]
-
-
-def _shape(linear: nn.Linear) -> LinearShape:
-    return LinearShape(linear.in_features, linear.out_features, linear.bias is not None)

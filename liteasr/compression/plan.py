@@ -13,6 +13,8 @@ __all__ = ["AttentionPlan", "CompressionPlan", "LayerPlan"]
 FORMAT = 1
 ATTENTION_FORMAT = 2
 """Of a plan with reduced attention, which readers of format 1 must not take for one without."""
+PIVOTED_FORMAT = 3
+"""Of a plan with pivoted layers, with or without reduced attention."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class CompressionPlan:
             together; ``None`` where the method does not predict it.
         attention: Full name of a self-attention → its decision; it is made before those of the
             layers in it.
+        pivoted: Whether low-rank layers are :class:`~liteasr.modeling.PivotedLinear`.
 
     Example:
         >>> layer = LayerPlan(8, 8, 2, kept_energy=0.9, dense_params=72, params=40)
@@ -95,6 +98,7 @@ class CompressionPlan:
     calibration: dict[str, Any] = field(default_factory=dict)
     predicted_error: float | None = None
     attention: dict[str, AttentionPlan] = field(default_factory=dict)
+    pivoted: bool = False
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -121,6 +125,9 @@ class CompressionPlan:
         content = asdict(self)
         if not self.attention:
             del content["attention"]
+        if self.pivoted:
+            return {"format": PIVOTED_FORMAT, **content}
+        del content["pivoted"]
         return {"format": ATTENTION_FORMAT if self.attention else FORMAT, **content}
 
     @classmethod
@@ -131,8 +138,9 @@ class CompressionPlan:
             ValueError: If the record is of another format.
         """
         present = data.get("format") if isinstance(data, Mapping) else None
-        if present not in (FORMAT, ATTENTION_FORMAT):
-            raise ValueError(f"its format is {present!r}, not {FORMAT} or {ATTENTION_FORMAT}")
+        known = (FORMAT, ATTENTION_FORMAT, PIVOTED_FORMAT)
+        if present not in known:
+            raise ValueError(f"its format is {present!r}, not {', '.join(map(str, known))}")
         layers = {name: LayerPlan(**layer) for name, layer in data["layers"].items()}
         attention = {n: AttentionPlan(**one) for n, one in data.get("attention", {}).items()}
         return cls(
@@ -142,6 +150,7 @@ class CompressionPlan:
             dict(data["calibration"]),
             data.get("predicted_error"),
             attention,
+            bool(data.get("pivoted", False)),
         )
 
     def to_json(self) -> str:

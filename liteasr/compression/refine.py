@@ -73,7 +73,8 @@ def refine_block(
         block: The compressed block.
         factors: Its factors with their whitening, by name within the block.
         walk: Where the encoder is, with :meth:`~BlockWalk.start_block` done for this block.
-        refinement: Steps and learning rate.
+        refinement: Steps, and learning rate where the relative error of the output is 1; it is
+            scaled with the root of that error.
 
     Returns:
         The refined factors; those given, if refinement did not lower the error of the windows that
@@ -90,7 +91,8 @@ def refine_block(
 
     flat = [parameter for pair in parameters.values() for parameter in pair]
     with frozen(block):
-        before, after = _descend(flat, error, walk, refinement)
+        rate = refinement.learning_rate * math.sqrt(_relative_error(error, walk))
+        before, after = _descend(flat, error, walk, replace(refinement, learning_rate=rate))
     if not after < before:
         log.warning("refinement did not help a block (error %.3g → %.3g)", before, after)
         return dict(factors)
@@ -140,10 +142,8 @@ def refine_encoder(
         return _distance(output[0], walk, walk.mine.index(window))
 
     with frozen(encoder):
-        # What is nearly right already wants smaller steps.
-        weight = float(walk.weight_NT[_sample(walk)].sum())
-        relative = _error_on_sample(error, walk) / (weight * walk.target_variance())
-        scaled = replace(refinement, learning_rate=refinement.learning_rate * relative)
+        rate = refinement.learning_rate * _relative_error(error, walk)
+        scaled = replace(refinement, learning_rate=rate)
         before, after = _descend(list(parameters.values()), error, walk, scaled)
     if not after < before:
         log.warning("refinement did not help the encoder (error %.3g → %.3g)", before, after)
@@ -202,6 +202,12 @@ def _error_on_sample(error: Callable[[int], Tensor], walk: BlockWalk) -> float:
             with torch.no_grad():
                 total += error(window).double().cpu()
     return float(walk.processes.reduce_sum(total))
+
+
+def _relative_error(error: Callable[[int], Tensor], walk: BlockWalk) -> float:
+    """The same as a share of the target's variance: what is nearly right wants smaller steps."""
+    weight = float(walk.weight_NT[_sample(walk)].sum())
+    return _error_on_sample(error, walk) / (weight * walk.target_variance())
 
 
 def _on(walk: BlockWalk, whitening: Whitening) -> Whitening:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from liteasr.compression.allocate import (
     Budget,
+    LinearShape,
     Option,
     allocate_budget,
     allocate_error,
@@ -51,6 +52,8 @@ class SensitivityMethod(GradientMethod):
         probes: Random projections of each clip.
         padding_weight: Weight of a frame of padding in the moments.
         block_dtype: Type in which one batch is summed.
+        pivoted: Whether low-rank layers are :class:`~liteasr.modeling.PivotedLinear`, which have
+            higher ranks at the same size. The published format has no place for them.
 
     Raises:
         ValueError: If an option is out of range.
@@ -70,6 +73,7 @@ class SensitivityMethod(GradientMethod):
         probes: int = 1,
         padding_weight: float = 0.05,
         block_dtype: torch.dtype = torch.float32,
+        pivoted: bool = True,
     ) -> None:
         super().__init__(
             metric=metric,
@@ -82,6 +86,7 @@ class SensitivityMethod(GradientMethod):
             raise ValueError(f"damping {damping!r} is not above 0")
         self.budget = budget
         self.damping = damping
+        self.pivoted = pivoted
         self._metric_pca: dict[str, MetricPCA] = {}
         self._times: EncoderTimes | None = None
 
@@ -110,6 +115,10 @@ class SensitivityMethod(GradientMethod):
         if (times := state.get("times")) is not None:
             layers = {name: LayerTimes(**one) for name, one in times["layers"].items()}
             self._times = EncoderTimes(times["encoder"], layers)
+
+    def shape(self, name: str) -> LinearShape:
+        """Widths of a layer, and what its ranks cost."""
+        return replace(super().shape(name), pivoted=self.pivoted)
 
     @property
     def used_damping(self) -> float:
@@ -143,7 +152,13 @@ class SensitivityMethod(GradientMethod):
             )
             for name, option in choice.items()
         }
-        return CompressionPlan(layers, self.name, self.options(), predicted_error=predicted)
+        return CompressionPlan(
+            layers,
+            self.name,
+            self.options(),
+            predicted_error=predicted,
+            pivoted=self.pivoted,
+        )
 
     def _trial(self, choice: Mapping[str, Option]) -> float:
         """Error of the encoder's output with the chosen ranks, on some of the clips.
@@ -216,7 +231,7 @@ class SensitivityMethod(GradientMethod):
             granularity = self.budget.granularity
             self._times = measure_times(
                 encoder,
-                self.linears,
+                {name: self.shape(name) for name in self.linears},
                 lambda shape: shape.ranks(granularity),
                 torch.randn(1, bins, frames),
             )
@@ -298,6 +313,7 @@ class SensitivityMethod(GradientMethod):
             "decoder_weight": self.decoder_weight,
             "probes": self.probes,
             "padding_weight": self.padding_weight,
+            "pivoted": self.pivoted,
         }
 
 

@@ -9,10 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from liteasr.compression.allocate import LinearShape
 from liteasr.compression.attention_factors import AttentionFactors, AttentionWeights
-from liteasr.compression.factorize import LowRankFactors
+from liteasr.compression.factorize import LowRankFactors, pivot
 from liteasr.compression.plan import AttentionPlan, CompressionPlan
-from liteasr.modeling import LINEAR_NAMES, LowRankLinear, RankSpaceAttention, ReducedAttention
+from liteasr.modeling import (
+    LINEAR_NAMES,
+    LowRankLinear,
+    PivotedLinear,
+    RankSpaceAttention,
+    ReducedAttention,
+)
 
 __all__ = [
     "ENCODER_LINEARS",
@@ -26,6 +33,8 @@ __all__ = [
     "find_linears",
     "install_attention_factors",
     "install_factors",
+    "pivot_layers",
+    "unpivot_layers",
 ]
 
 ENCODER_LINEARS = tuple(f"*encoder.layers.*{name}" for name in LINEAR_NAMES)
@@ -73,7 +82,8 @@ def apply_plan(
 ) -> None:
     """Replace what ``plan`` names by smaller layers; a plan that leaves all dense does nothing.
 
-    Idempotent: a layer that already has its size is kept (and takes the new factors, if any).
+    Idempotent: a layer that already has its size is kept (and takes the new factors, if any); a
+    low-rank layer becomes a pivoted one of the same function where the plan wants that.
     Device, type and training mode are those of the layer that goes. Attention comes first: a
     projection of reduced heads may get a low rank besides.
 
@@ -96,7 +106,10 @@ def apply_plan(
             install_attention_factors(reduced, values)
     for name, rank in plan.ranks.items():
         layer = plan.layers[name]
-        low_rank = _as_low_rank(model, name, (layer.in_features, layer.out_features, rank))
+        shape = (layer.in_features, layer.out_features, rank)
+        low_rank = _as_low_rank(model, name, shape)
+        if plan.pivoted:
+            low_rank = _as_pivoted(model, name, low_rank)
         values = None if factors is None else factors.get(name)
         if isinstance(values, AttentionFactors):
             raise ValueError(f"{name} is a linear layer, its factors are those of an attention")
@@ -148,6 +161,18 @@ def _as_reduced(model: nn.Module, name: str, plan: AttentionPlan) -> ReducedAtte
     return reduced
 
 
+def _as_pivoted(model: nn.Module, name: str, layer: LowRankLinear) -> PivotedLinear:
+    if isinstance(layer, PivotedLinear):
+        return layer
+    place: dict[str, Any] = {"device": layer.bias.device, "dtype": layer.bias.dtype}
+    pivoted = PivotedLinear(layer.in_features, layer.out_features, layer.rank, **place)
+    if layer.bias.device.type != "meta":
+        install_factors(pivoted, LowRankFactors(layer.weight1, layer.weight2, layer.bias))
+    pivoted.train(layer.training).requires_grad_(layer.bias.requires_grad)
+    _replace(model, name, pivoted)
+    return pivoted
+
+
 def _as_low_rank(model: nn.Module, name: str, shape: tuple[int, int, int]) -> LowRankLinear:
     module = _named(model, name)
     if isinstance(module, LowRankLinear):
@@ -164,12 +189,22 @@ def _as_low_rank(model: nn.Module, name: str, shape: tuple[int, int, int]) -> Lo
     return low_rank
 
 
+@torch.no_grad()
 def install_factors(layer: LowRankLinear, factors: LowRankFactors) -> None:
     """Copy factors into a layer, cast to its type and device.
 
     Raises:
         ValueError: If the cast overflows or the shapes differ.
     """
+    if isinstance(layer, PivotedLinear):
+        # On the CPU, where it comes out alike for all processes of a run.
+        first, second, bias = (x.cpu() for x in (factors.weight1, factors.weight2, factors.bias))
+        pivoted = pivot(LowRankFactors(first, second, bias))
+        _copy(layer.skeleton, pivoted.skeleton)
+        _copy(layer.interpolation, pivoted.interpolation)
+        _copy(layer.bias, pivoted.bias)
+        _copy(layer.order, pivoted.order)
+        return
     _copy(layer.weight1, factors.weight1)
     _copy(layer.weight2, factors.weight2)
     _copy(layer.bias, factors.bias)
@@ -212,6 +247,37 @@ def attention_weights(attention: nn.Module) -> AttentionWeights:
         out_bias=module.out_proj.bias.detach(),
         heads=module.num_heads,
     )
+
+
+def pivot_layers(model: nn.Module) -> None:
+    """Make every low-rank layer a pivoted one, which has fewer parameters and the same function."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LowRankLinear):
+            _as_pivoted(model, name, module)
+
+
+@torch.no_grad()
+def unpivot_layers(model: nn.Module) -> None:
+    """Give every pivoted layer its two factors back, or one dense weight where that is smaller.
+
+    What the model computes is the same to rounding. A dense ``k_proj`` has no bias: that of the
+    keys adds the same to all scores of a query.
+    """
+    for name, module in list(model.named_modules()):
+        if not isinstance(module, PivotedLinear):
+            continue
+        widths = (module.in_features, module.out_features)
+        place: dict[str, Any] = {"device": module.bias.device, "dtype": module.bias.dtype}
+        new: LowRankLinear | nn.Linear
+        if LinearShape(*widths).saves(module.rank):
+            new = LowRankLinear(*widths, module.rank, **place)
+            install_factors(new, LowRankFactors(module.weight1, module.weight2, module.bias))
+        else:
+            new = nn.Linear(*widths, bias=not name.endswith("k_proj"), **place)
+            _copy(new.weight, (module.weight1.double() @ module.weight2.double()).T)
+            if new.bias is not None:
+                _copy(new.bias, module.bias)
+        _replace(model, name, new.train(module.training))
 
 
 def collect_ranks(model: nn.Module) -> dict[str, int]:
@@ -283,7 +349,8 @@ def _flops(name: str, module: nn.Module, frames: int) -> int:
     if isinstance(module, nn.Linear):
         return 2 * frames * module.weight.numel()
     if isinstance(module, LowRankLinear):
-        return 2 * frames * (module.weight1.numel() + module.weight2.numel())
+        factors = sum(parameter.numel() for parameter in module.parameters())
+        return 2 * frames * (factors - module.bias.numel())
     flops = sum(_flops(child, one, frames) for child, one in module.named_children())
     if isinstance(module, ReducedAttention):
         flops += 2 * frames * frames * module.num_heads * (module.qk_dim + module.v_dim)

@@ -22,7 +22,7 @@ from liteasr.modeling.attention import ReducedAttention
 from liteasr.modeling.configuration import LINEAR_NAMES, LiteWhisperConfig
 from liteasr.modeling.fast import use_fast_inference, use_plain_inference
 from liteasr.modeling.graphs import use_cuda_graphs, use_no_cuda_graphs
-from liteasr.modeling.linear import LowRankLinear
+from liteasr.modeling.linear import LowRankLinear, PivotedLinear
 from liteasr.modeling.pipeline import LiteWhisperPipeline
 from liteasr.modeling.rank_space import (
     RankSpaceAttention,
@@ -37,6 +37,7 @@ __all__ = [
     "LiteWhisperForConditionalGeneration",
     "LiteWhisperPipeline",
     "LowRankLinear",
+    "PivotedLinear",
     "RankSpaceAttention",
     "ReducedAttention",
     "use_cuda_graphs",

@@ -23,6 +23,8 @@ class LiteWhisperConfig(WhisperConfig):
             self-attention, ``qk_dim`` for queries and keys and ``v_dim`` for values, or ``{}``
             for dense heads. Absent: all heads are dense. The published format does not know it;
             where it is absent, it is not in ``config.json`` either.
+        pivoted: Whether the low-rank layers are :class:`~liteasr.modeling.PivotedLinear`. As for
+            ``reduced_attention``, the key is in ``config.json`` only where it is true.
         kwargs: Everything :class:`transformers.WhisperConfig` takes.
 
     Raises:
@@ -37,15 +39,19 @@ class LiteWhisperConfig(WhisperConfig):
     model_type = "lite-whisper"
 
     reduced_attention: list[dict[str, int]] | None = None
+    pivoted: bool = False
 
     def __init__(
         self,
         low_rank_config: list[dict[str, int]] | None = None,
         reduced_attention: list[dict[str, int]] | None = None,
+        pivoted: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.low_rank_config = low_rank_config
+        if pivoted:
+            self.pivoted = True
         if low_rank_config is not None:
             self._check("low_rank_config", low_rank_config, LINEAR_NAMES)
         if reduced_attention is not None:

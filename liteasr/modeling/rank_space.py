@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.models.whisper.modeling_whisper import WhisperAttention
 
 from .attention import attend, split_heads
-from .linear import LowRankLinear
+from .linear import LowRankLinear, PivotedLinear
 
 __all__ = [
     "AttentionRanks",
@@ -55,6 +55,8 @@ class AttentionRanks:
         key: K.
         value: V.
         out: Rank of ``out_proj``, or ``None`` where it is dense.
+        pivoted: Whether the projections are pivoted. Plain attention then has less to do; between
+            the factors it is done with both of them put together.
     """
 
     width: int
@@ -63,6 +65,7 @@ class AttentionRanks:
     key: int
     value: int
     out: int | None
+    pivoted: bool = False
 
     def best_plan(self, frames: int) -> RankSpacePlan:
         """The plan of least arithmetic for T frames, as :func:`attend` does it.
@@ -92,6 +95,9 @@ class AttentionRanks:
         widths = (score_width, value_width)
         core = frames * self.heads * (2 * max(widths) if padded else sum(widths))
         each_frame = first + score_projection + value_projection + second + core
+        if self.pivoted and plan == RankSpacePlan():
+            ranks = (self.query, self.key, self.value, self.out or 0)
+            each_frame -= sum(rank * rank for rank in ranks)
         return 2 * (frames * each_frame + score_once + value_once)
 
     def _scores(self, plan: RankSpacePlan) -> tuple[int, int, int]:
@@ -236,7 +242,8 @@ def use_rank_space(
         if type(module) not in (WhisperAttention, RankSpaceAttention) or not _can_change(module):
             continue
         plan = _ranks(module).best_plan(frames)
-        if plan == RankSpacePlan() and not fuse_all:
+        gains = plan != RankSpacePlan() or (fuse_all and not _ranks(module).pivoted)
+        if not gains:
             _make_plain(module)
             continue
         # As torch's own parametrizations do: hooks, mode and parameters stay with the module.
@@ -262,8 +269,8 @@ def _can_change(attention: Any) -> bool:
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
     return (
         not attention.is_decoder
-        and all(type(one) is LowRankLinear for one in projections)
-        and type(attention.out_proj) in (LowRankLinear, nn.Linear)
+        and all(type(one) in (LowRankLinear, PivotedLinear) for one in projections)
+        and type(attention.out_proj) in (LowRankLinear, PivotedLinear, nn.Linear)
     )
 
 
@@ -276,6 +283,7 @@ def _ranks(attention: Any) -> AttentionRanks:
         attention.k_proj.rank,
         attention.v_proj.rank,
         out.rank if isinstance(out, LowRankLinear) else None,
+        isinstance(attention.q_proj, PivotedLinear),
     )
 
 

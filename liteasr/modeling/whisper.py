@@ -14,7 +14,7 @@ from transformers import WhisperForConditionalGeneration
 from .attention import ReducedAttention
 from .configuration import LiteWhisperConfig
 from .fast import use_fast_inference
-from .linear import LowRankLinear
+from .linear import LowRankLinear, PivotedLinear
 
 __all__ = ["LiteWhisperForConditionalGeneration"]
 
@@ -58,7 +58,7 @@ class LiteWhisperForConditionalGeneration(WhisperForConditionalGeneration):
             for name, rank in ranks.items():
                 parent = layer if name in ("fc1", "fc2") else layer.self_attn
                 dense = getattr(parent, name)
-                low_rank = LowRankLinear(
+                low_rank = (PivotedLinear if config.pivoted else LowRankLinear)(
                     dense.in_features,
                     dense.out_features,
                     rank,
@@ -72,5 +72,5 @@ class LiteWhisperForConditionalGeneration(WhisperForConditionalGeneration):
     def _init_weights(self, module: nn.Module) -> None:
         if not isinstance(module, LowRankLinear):
             super()._init_weights(module)
-        elif not getattr(module.weight1, "_is_hf_initialized", False):
+        elif not getattr(module.bias, "_is_hf_initialized", False):
             module.reset_parameters()

@@ -82,7 +82,7 @@ def test_all_factors_together_lower_it_too(two_models, tiny_features):
     # Of the range that log-mel features have, which windows are cut to.
     features = [(x.clamp(-1, 1), frames) for x, frames in tiny_features]
     dense = encoded(one, features)
-    options = {"refine_steps": 0, "joint_learning_rate": 0.2}
+    options = {"refine_steps": 0, "joint_learning_rate": 0.2, "pivoted": False}
     plan = compress(one, features, **options)
     assert compress(both, features, **options, joint_steps=20).ranks == plan.ranks
     errors = [(encoded(model, features) - dense).square().sum() for model in two_models]

@@ -1,40 +1,80 @@
 import pytest
 import torch
 
-from liteasr.modeling import LowRankLinear
+from liteasr.modeling import LowRankLinear, PivotedLinear
+
+CLASSES = [LowRankLinear, PivotedLinear]
+WIDTHS = [(6, 4), (4, 6), (5, 5)]
 
 
-def test_is_the_product_of_its_factors():
-    layer = LowRankLinear(6, 4, 2)
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("widths", WIDTHS)
+def test_is_the_product_of_its_factors(cls, widths):
+    layer = cls(*widths, 2)
     torch.nn.init.normal_(layer.bias)
-    x = torch.randn(3, 5, 6)
+    x = torch.randn(3, 5, widths[0])
     expected = torch.einsum("btd,dk,ko->bto", x, layer.weight1, layer.weight2) + layer.bias
     torch.testing.assert_close(layer(x), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), expected)
 
 
+@pytest.mark.parametrize("cls", CLASSES)
 @pytest.mark.parametrize("shape", [(6,), (5, 6), (2, 3, 5, 6)])
-def test_takes_any_leading_shape(shape):
-    assert LowRankLinear(6, 4, 2)(torch.zeros(shape)).shape == (*shape[:-1], 4)
+def test_takes_any_leading_shape(cls, shape):
+    layer = cls(6, 4, 2)
+    assert layer(torch.zeros(shape)).shape == (*shape[:-1], 4)
+    with torch.no_grad():
+        assert layer(torch.zeros(shape)).shape == (*shape[:-1], 4)
 
 
-def test_takes_a_view_that_is_not_contiguous():
-    layer = LowRankLinear(6, 4, 2)
+@pytest.mark.parametrize("cls", CLASSES)
+def test_takes_a_view_that_is_not_contiguous(cls):
+    layer = cls(6, 4, 2)
     x = torch.randn(6, 5).T
-    torch.testing.assert_close(layer(x), layer(x.contiguous()))
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), layer(x.contiguous()))
 
 
-def test_gradients_reach_every_parameter():
-    layer = LowRankLinear(6, 4, 2)
+@pytest.mark.parametrize("cls", CLASSES)
+def test_gradients_reach_every_parameter(cls):
+    layer = cls(6, 4, 2)
     layer(torch.randn(5, 6)).square().sum().backward()
     assert all(p.grad is not None and bool(p.grad.any()) for p in layer.parameters())
 
 
-def test_runs_under_autocast():
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("widths", WIDTHS)
+def test_runs_under_autocast_and_in_bfloat16(cls, widths):
+    layer, x = cls(*widths, 2), torch.randn(2, 5, widths[0])
+    exact = layer(x)
     with torch.autocast("cpu", torch.bfloat16):
-        y = LowRankLinear(6, 4, 2)(torch.randn(2, 5, 6))
-    assert y.dtype == torch.bfloat16
+        outputs = [layer(x)]
+        with torch.no_grad():
+            outputs.append(layer(x))
+    with torch.no_grad():
+        outputs.append(layer.bfloat16()(x.bfloat16()))
+    for y in outputs:
+        assert y.dtype == torch.bfloat16
+        torch.testing.assert_close(y.float(), exact.float(), rtol=0.05, atol=0.05)
 
 
-def test_a_rank_of_zero_is_refused():
+@pytest.mark.parametrize("cls", CLASSES)
+def test_a_rank_of_zero_is_refused(cls):
     with pytest.raises(ValueError, match="rank must be at least 1, got 0"):
-        LowRankLinear(6, 4, 0)
+        cls(6, 4, 0)
+
+
+def test_a_pivoted_rank_is_at_most_the_narrower_width():
+    assert PivotedLinear(6, 4, 4)(torch.zeros(2, 6)).shape == (2, 4)
+    with pytest.raises(ValueError, match="rank must be at most 4, got 5"):
+        PivotedLinear(6, 4, 5)
+
+
+@pytest.mark.parametrize("widths", WIDTHS)
+def test_pivots_go_on_as_they_are(widths):
+    layer = PivotedLinear(*widths, 2)
+    factor = layer.weight1 if layer.pivots_inputs else layer.weight2.T
+    assert int((factor == 1).sum()) == int((factor == 0).sum()) == 2
+    assert sum(one.numel() for one in layer.parameters()) == 2 * (sum(widths) - 2) + widths[1]
+    assert sorted(layer.order.tolist()) == list(range(min(widths)))
