@@ -9,11 +9,11 @@ from runs import ROOT
 from speech_files import RATE, noise
 
 from liteasr import load
-from liteasr.compression import encoder_parameters
+from liteasr.compression import encoder_parameters, pivot_layers
 from liteasr.config import ConfigError
 from liteasr.export import export_onnx
 from liteasr.fit import main as fit
-from liteasr.modeling import LowRankLinear
+from liteasr.modeling import LowRankLinear, PivotedLinear
 from liteasr.onnx import graphs
 from liteasr.onnx.folder import check_graphs, quantize_encoder, rotate_factors
 from liteasr.transcribe import load_transcriber
@@ -151,6 +151,21 @@ def test_it_counts_as_the_model_it_was_and_cannot_be_moved(original, folder):
     assert encoder_parameters(ours.get_encoder()) == encoder_parameters(original[0].get_encoder())
     ours.to("cpu").half()
     assert (ours.device, ours.dtype) == (torch.device("cpu"), torch.float32)
+
+
+def test_pivoted_layers_go_along_and_are_factors_in_eight_bits(original, features, tmp_path):
+    model = copy.deepcopy(original[0])
+    pivot_layers(model)
+    layer = model.model.encoder.layers[1]
+    layer.fc2 = PivotedLinear(256, 64, RANK)
+    done = export_onnx(model, original[1], tmp_path / "pivoted")
+    assert max(done["differences"].values()) < 1e-5
+    onnx_model = load(str(tmp_path / "pivoted"))[0]
+    assert encoder_parameters(onnx_model.model.encoder) == encoder_parameters(model.model.encoder)
+    export_onnx(model, original[1], tmp_path / "int8", int8=True)
+    nodes = onnx.load(tmp_path / "int8" / "encoder_model_quantized.onnx").graph.node
+    # Of twelve layers three are in two parts.
+    assert [node.op_type for node in nodes].count("MatMulInteger") == 12 + 3
 
 
 def test_prompts_of_unequal_length_are_refused_not_misread(folder, features):

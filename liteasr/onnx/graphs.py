@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 from transformers import DynamicCache, EncoderDecoderCache, WhisperForConditionalGeneration
 
-from liteasr.modeling import LowRankLinear
+from liteasr.modeling import LowRankLinear, PivotedLinear
 from liteasr.onnx import DECODER, DECODER_WITH_PAST, ENCODER
 
 __all__ = ["HIGHEST_OPSET", "OPSET", "cache_names", "make_graphs", "write_graph"]
@@ -214,20 +214,31 @@ def write_graph(graph: Graph, folder: Path, opset: int = OPSET) -> None:
 
 @contextmanager
 def _low_rank_as_products() -> Iterator[None]:
-    """Let low-rank layers be traced as two products of the input as it is.
+    """Let low-rank layers be traced as products of the input as it is.
 
-    The fused form would become a product and a Gemm between reshapes.
+    The fused forms would become products and Gemms between reshapes.
     """
-    fused = LowRankLinear.forward
+    fused = {cls: cls.forward for cls in (LowRankLinear, PivotedLinear)}
 
-    def forward(self: LowRankLinear, x_BTI: Tensor) -> Tensor:
+    def low_rank(self: LowRankLinear, x_BTI: Tensor) -> Tensor:
         return x_BTI @ self.weight1 @ self.weight2 + self.bias
 
-    LowRankLinear.forward = forward  # type: ignore[method-assign]
+    def pivoted(self: PivotedLinear, x_BTI: Tensor) -> Tensor:
+        if not self.pivots_inputs:
+            x_BTK = x_BTI @ self.skeleton
+            both_BTO = torch.cat([x_BTK, x_BTK @ self.interpolation], dim=-1)
+            return both_BTO.index_select(-1, self.order) + self.bias
+        x_BTI = x_BTI.index_select(-1, self.order)
+        x_BTK = x_BTI[..., : self.rank] + x_BTI[..., self.rank :] @ self.interpolation
+        return x_BTK @ self.skeleton + self.bias
+
+    LowRankLinear.forward = low_rank  # type: ignore[method-assign]
+    PivotedLinear.forward = pivoted  # type: ignore[method-assign]
     try:
         yield
     finally:
-        LowRankLinear.forward = fused  # type: ignore[method-assign]
+        for cls, forward in fused.items():
+            cls.forward = forward  # type: ignore[method-assign]
 
 
 @contextmanager

@@ -44,13 +44,13 @@ def spectra_plot(spectra: Spectra, plan: CompressionPlan, path: str | Path) -> N
             name = places.get((number, linear))
             if name is not None:
                 _draw(axes, spectra.layers[name], plan.layers.get(name), _style(number, count))
-        _break_even(axes, plan, linear)
+        if not plan.pivoted:
+            _break_even(axes, plan, linear)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     _scale(figure.axes[0], spectra, plan)
-    figure.supxlabel(
-        "rank (marks: chosen; dotted: a low-rank layer above is no smaller)", fontsize=10
-    )
+    dotted = "" if plan.pivoted else "; dotted: a low-rank layer above is no smaller"
+    figure.supxlabel(f"rank (marks: chosen{dotted})", fontsize=10)
     figure.supylabel(f"left out: {spectra.unit}", fontsize=10)
     if count <= len(STYLES):
         handles = [_handle(number, count) for number in range(count)]
@@ -112,7 +112,7 @@ def _handle(number: int, count: int) -> Line2D:
 
 
 def _break_even(axes: Axes, plan: CompressionPlan, linear: str) -> None:
-    """The rank from which on a low-rank layer has as many parameters as the dense one."""
+    """The rank from which on two factors have as many parameters as the dense layer."""
     for name, layer in plan.layers.items():
         place = place_of(name)
         if place is not None and place[1] == linear:
