@@ -89,7 +89,7 @@ def smallest_size(module: WhisperModule, granularity: int) -> int:
         granularity: That rank.
     """
     shapes = [
-        LinearShape(linear.in_features, linear.out_features, linear.bias is not None)
+        LinearShape(linear.in_features, linear.out_features, linear.bias is not None, pivoted=True)
         for linear in find_linears(module.model).values()
     ]
     saved = [shape.dense_params() - shape.low_rank_params(granularity) for shape in shapes]

@@ -126,7 +126,8 @@ def export_onnx(
         processor: Its tokenizer and feature extractor.
         folder: Where to write.
         dtype: Type of the weights, ``torch.float32`` or ``torch.float16``.
-        int8: Store the encoder's linear layers in 8 bits.
+        int8: Store the encoder's linear layers in 8 bits. Pivoted ones become two factors, or a
+            dense weight where that is smaller.
         opset: Version of ONNX's operators.
 
     Returns:
@@ -176,7 +177,9 @@ def _in_one_form(
     found = {isinstance(one, PivotedLinear) for one in layers}
     if True not in found or (pivoted and found == {True}):
         return model
-    model = copy.deepcopy(model)
+    # The decoder, most of a large model, is shared.
+    shared = (model.get_decoder(), model.proj_out)
+    model = copy.deepcopy(model, {id(one): one for one in shared})
     (pivot_layers if pivoted else unpivot_layers)(model)
     return model
 

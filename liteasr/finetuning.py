@@ -176,7 +176,8 @@ def _callbacks(recipe: Recipe, run: RunFolder, best: ModelCheckpoint | None) -> 
     train = recipe.finetune
     callbacks: list[L.Callback] = [SeededSteps(recipe.run.seed), StopOnNonFiniteLoss()]
     if train.ema_decay is not None:
-        callbacks.append(EMAWeightAveraging(decay=train.ema_decay))
+        # An average of the pivots' numbers would be those of others.
+        callbacks.append(EMAWeightAveraging(decay=train.ema_decay, use_buffers=False))
     if best is not None and train.patience is not None:
         callbacks.append(StopEarly(_MONITOR, patience=train.patience, min_delta=0.0))
     # The best one first, so that the last one knows of it.

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, WhisperForConditionalGeneration, get_s
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
-from liteasr.compression import AttentionFactors, CompressionPlan, LowRankFactors, apply_plan
+from liteasr.compression import AnyFactors, CompressionPlan, apply_plan
 from liteasr.config import ConfigError
 from liteasr.distillation import Teacher
 from liteasr.evaluation_steps import EvaluationSteps
@@ -167,7 +167,7 @@ class WhisperModule(EvaluationSteps):
     def apply_plan(
         self,
         plan: CompressionPlan,
-        factors: Mapping[str, LowRankFactors | AttentionFactors] | None = None,
+        factors: Mapping[str, AnyFactors] | None = None,
     ) -> None:
         """Swap the planned layers and remember the plan for the checkpoint; idempotent."""
         apply_plan(self.model, plan, factors)

@@ -203,7 +203,8 @@ def test_two_processes_learn_what_one_does(tmp_path, start, options):
     """With the same clips in every step: the same losses and weights, up to rounding."""
     losses = {"encoder_distillation_weight": 1e-3, "logit_distillation_weight": 0.5}
     changes = {"max_steps": 6, "learning_rate": 1e-3, **losses}
-    training = Training(tmp_path, changes, chance=False, validates=True)
+    training = Training(tmp_path, changes, chance=False, validates=True, pivoted=True)
+    training.recipe["finetune"]["teacher"] = str(training.dense)
     training.recipe["data"]["train"]["a"]["limit"] = 6
     one, _ = training.run("one")
     start(training, *options, "data.train_batch_size=1")
@@ -217,6 +218,8 @@ def test_two_processes_learn_what_one_does(tmp_path, start, options):
     ends = [checkpoint(folder) for folder in (one, two)]
     assert [end["global_step"] for end in ends] == [6, 6]
     for name, weight in ends[0]["state_dict"].items():
+        if name.endswith("k_proj.bias"):
+            continue  # the softmax ignores it: Adam follows the rounding of its gradients
         assert torch.allclose(weight, ends[1]["state_dict"][name], rtol=0, atol=2e-5), name
     assert kept(one) == kept(two)
 
@@ -315,11 +318,16 @@ def test_stops_when_nothing_gets_better(tmp_path, wers):
 
 def test_the_average_of_the_weights_is_what_is_kept(tmp_path, wers):
     wers(60, 50, 30, 40, 35)
-    folder, _ = Training(tmp_path, {"ema_decay": 0.5}, validates=True).run("run")
-    best, name = checkpoint(folder, "best"), "model.encoder.layers.0.fc1.weight"
+    training = Training(tmp_path, {"ema_decay": 0.9}, validates=True, pivoted=True)
+    folder, _ = training.run("run")
+    best, name = checkpoint(folder, "best"), "model.encoder.layers.0.fc1.skeleton"
     assert best["global_step"] == kept(folder)["step"] == 6
     assert torch.equal(weights(folder)[name], best["state_dict"][f"model.{name}"])
     assert not torch.equal(weights(folder)[name], best["current_model_state"][f"model.{name}"])
+    before = load_file(tmp_path / "pivoted" / "model.safetensors")
+    orders = [name for name in before if name.endswith(".order")]
+    assert len(orders) == 6
+    assert all(torch.equal(weights(folder)[name], before[name]) for name in orders)
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch, capsys):

@@ -154,6 +154,8 @@ def read_ranks(file: Path, config: LiteWhisperConfig) -> Ranks | CompressionPlan
             content = content["low_rank_config"]
         is_list = isinstance(content, list) and all(isinstance(one, dict) for one in content)
         ranks = content if is_list else CompressionPlan.load(file)
+        if isinstance(ranks, CompressionPlan) and config.pivoted and not ranks.pivoted:
+            raise ValueError("its layers are not pivoted: leave --pivoted out")
         lay_out(config, ranks)
     except OSError as error:
         raise ConfigError(f"--ranks: cannot read {file}: {error.strerror}") from error

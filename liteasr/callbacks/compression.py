@@ -23,10 +23,12 @@ from liteasr.compression import (
     CompressionPlan,
     LayerPlan,
     LowRankFactors,
+    PivotedFactors,
     Spectra,
     build_method,
     encoder_parameters,
     find_linears,
+    pivot,
 )
 from liteasr.console import console, progress, table
 from liteasr.distributed import raise_together
@@ -139,10 +141,7 @@ class CompressionCallback(L.Callback):
     def on_layer_compressed(
         self, trainer: L.Trainer, pl_module: WhisperModule, name: str, layer: LayerPlan
     ) -> None:
-        """Called on every process after each layer is swapped.
-
-        A method may move its factors once more when all are.
-        """
+        """Called on every process for each layer when all are swapped."""
 
     def report(self, trainer: L.Trainer, pl_module: WhisperModule, plan: CompressionPlan) -> None:
         """Print a table of all layers; on process 0 only."""
@@ -276,12 +275,10 @@ class CompressionCallback(L.Callback):
         final = store.load_block(len(blocks)) if trainer.is_global_zero else None
         final = trainer.strategy.broadcast(final)
         if final is None:
-            self._compress_blocks(trainer, pl_module, plan, store, blocks)
-        else:
-            pl_module.apply_plan(plan, final)
-            for name in plan.ranks:
-                self.on_layer_compressed(trainer, pl_module, name, plan.layers[name])
-        pl_module.compression_plan = plan
+            final = self._compress_blocks(trainer, pl_module, plan, store, blocks)
+        pl_module.apply_plan(plan, _pivoted(trainer, final) if plan.pivoted else final)
+        for name in plan.ranks:
+            self.on_layer_compressed(trainer, pl_module, name, plan.layers[name])
         if trainer.is_global_zero:
             self.spectra = _spectra(self.method, plan)
         self.method.release()
@@ -294,8 +291,12 @@ class CompressionCallback(L.Callback):
         plan: CompressionPlan,
         store: StatisticsStore,
         blocks: Sequence[_Block],
-    ) -> None:
-        """Factorize and swap block by block, then let the method have all factors once more."""
+    ) -> dict[str, LowRankFactors]:
+        """Factorize and swap block by block, then let the method have all factors once more.
+
+        Returns:
+            The final factors, which are not installed.
+        """
         installed: dict[str, LowRankFactors] = {}
         with progress("compressing", len(blocks), "blocks", enabled=trainer.is_global_zero) as bar:
             for index, (prefix, block, names) in enumerate(blocks):
@@ -316,8 +317,6 @@ class CompressionCallback(L.Callback):
                 installed |= {name: without_whitening(one) for name, one in factors.items()}
                 if block is not None:
                     self.method.block_done(block)
-                for name in names:
-                    self.on_layer_compressed(trainer, pl_module, name, plan.layers[name])
                 bar.advance(bar.task_ids[0])
             prefix = f"{_name_of(pl_module.model, pl_module.encoder)}."
             within = {
@@ -329,8 +328,7 @@ class CompressionCallback(L.Callback):
         final = installed | {prefix + name: on_cpu(one) for name, one in refined.items()}
         if refined is not within and trainer.is_global_zero:
             store.save_block(len(blocks), final)
-        if refined is not within or plan.pivoted:
-            pl_module.apply_plan(plan, final)
+        return final
 
     def _agreed_plan(self, trainer: L.Trainer) -> CompressionPlan:
         """The plan of process 0, or its complaint, on every process.
@@ -362,6 +360,18 @@ class CompressionCallback(L.Callback):
             assert everyones is not None
             factors[name] = everyones
         return factors
+
+
+def _pivoted(
+    trainer: L.Trainer, factors: Mapping[str, LowRankFactors]
+) -> dict[str, PivotedFactors]:
+    """Factors in pivoted form, from process 0: rounding may choose other pivots elsewhere."""
+    mine = None
+    if trainer.is_global_zero:
+        mine = {name: pivot(on_cpu(one)) for name, one in factors.items()}
+    everyones = trainer.strategy.broadcast(mine)
+    assert everyones is not None
+    return everyones
 
 
 class _calibrating:

@@ -21,6 +21,7 @@ from liteasr.compression.attention_factors import (
 from liteasr.compression.factorize import (
     LowRankFactors,
     OutputPCA,
+    PivotedFactors,
     low_rank_factors,
     pca_of_image,
     pca_of_output,
@@ -43,6 +44,7 @@ from liteasr.compression.spectra import Spectra, SpectrumCurve
 from liteasr.compression.statistics import MomentStatistics
 from liteasr.compression.surgery import (
     ENCODER_LINEARS,
+    AnyFactors,
     apply_plan,
     attention_weights,
     collect_head_dims,
@@ -57,6 +59,7 @@ from liteasr.compression.surgery import (
 __all__ = [
     "ENCODER_LINEARS",
     "METHODS",
+    "AnyFactors",
     "AllocationError",
     "AttentionFactors",
     "AttentionPlan",
@@ -72,6 +75,7 @@ __all__ = [
     "MomentStatistics",
     "Option",
     "OutputPCA",
+    "PivotedFactors",
     "PCAMethod",
     "Processes",
     "RefinedMethod",

@@ -201,7 +201,7 @@ def pivot(factors: LowRankFactors) -> PivotedFactors:
     Of the rows of the factor on the narrower side, in an orthonormal basis of its columns, K are
     chosen by Gaussian elimination with partial pivoting and then by exchanges, until no other row
     has more than ``_LARGEST`` of one of them in it (Goreinov et al., "How to find a good
-    submatrix", 2010). So nothing is amplified when it is rounded.
+    submatrix", 2010). So rounding is amplified little.
 
     Args:
         factors: Factors of rank K, at most the narrower of I and O.

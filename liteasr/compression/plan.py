@@ -13,8 +13,8 @@ __all__ = ["AttentionPlan", "CompressionPlan", "LayerPlan"]
 FORMAT = 1
 ATTENTION_FORMAT = 2
 """Of a plan with reduced attention, which readers of format 1 must not take for one without."""
-PIVOTED_FORMAT = 3
-"""Of a plan with pivoted layers, with or without reduced attention."""
+PIVOTED_FORMAT = 4
+"""Of a plan with pivoted layers, with or without reduced attention. (3 was an experiment's.)"""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -39,8 +39,8 @@ class Refinement:
 
     Attributes:
         steps: Steps of Adam; 0 leaves the factors as they are.
-        learning_rate: Peak of a cosine after a short warm-up. For a block in the unit of the
-            whitened factors: an entry that changes by it costs about its square in relative error.
+        learning_rate: Peak of a cosine after a short warm-up, where the relative error is 1; what
+            is nearly right wants smaller steps. For a block in the unit of the whitened factors.
         windows: Windows of 30 s a step, over all processes together.
         seed: Seed of the order of windows.
 
@@ -49,7 +49,7 @@ class Refinement:
     """
 
     steps: int = 60
-    learning_rate: float = 3e-5
+    learning_rate: float = 1e-4
     windows: int = 2
     seed: int = 0
 
@@ -91,8 +91,8 @@ def refine_block(
 
     flat = [parameter for pair in parameters.values() for parameter in pair]
     with frozen(block):
-        rate = refinement.learning_rate * math.sqrt(_relative_error(error, walk))
-        before, after = _descend(flat, error, walk, replace(refinement, learning_rate=rate))
+        # Each entry of white factors costs about its square, so the rate goes with the root.
+        before, after = _descend(flat, error, walk, refinement, math.sqrt)
     if not after < before:
         log.warning("refinement did not help a block (error %.3g → %.3g)", before, after)
         return dict(factors)
@@ -142,9 +142,7 @@ def refine_encoder(
         return _distance(output[0], walk, walk.mine.index(window))
 
     with frozen(encoder):
-        rate = refinement.learning_rate * _relative_error(error, walk)
-        scaled = replace(refinement, learning_rate=rate)
-        before, after = _descend(list(parameters.values()), error, walk, scaled)
+        before, after = _descend(list(parameters.values()), error, walk, refinement, float)
     if not after < before:
         log.warning("refinement did not help the encoder (error %.3g → %.3g)", before, after)
         return dict(factors)
@@ -162,19 +160,25 @@ def _descend(
     error: Callable[[int], Tensor],
     walk: BlockWalk,
     refinement: Refinement,
+    scale_of: Callable[[float], float],
 ) -> tuple[float, float]:
-    """Steps of Adam; the errors before and after.
+    """Steps of Adam; the errors before and after, which are the same where none can be taken.
 
     Args:
         parameters: What moves.
         error: Weighted squared error of a window of this process.
         walk: Windows, their weights, and the variance of the target.
         refinement: Steps and learning rate.
+        scale_of: What the learning rate is multiplied with, from the relative error.
     """
-    optimizer = torch.optim.Adam(parameters, lr=refinement.learning_rate, betas=(0.9, 0.95))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, refinement.steps))
     variance = walk.target_variance()
     before = _error_on_sample(error, walk)
+    relative = before / (float(walk.weight_NT[_sample(walk)].sum()) * variance)
+    if not (math.isfinite(relative) and relative > 0):
+        return before, before
+    rate = refinement.learning_rate * scale_of(relative)
+    optimizer = torch.optim.Adam(parameters, lr=rate, betas=(0.9, 0.95))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, refinement.steps))
     for windows in _batches(len(walk.weight_NT), refinement):
         optimizer.zero_grad()
         scale = _GRADIENT_SCALE / (float(walk.weight_NT[windows].sum()) * variance)
@@ -202,12 +206,6 @@ def _error_on_sample(error: Callable[[int], Tensor], walk: BlockWalk) -> float:
             with torch.no_grad():
                 total += error(window).double().cpu()
     return float(walk.processes.reduce_sum(total))
-
-
-def _relative_error(error: Callable[[int], Tensor], walk: BlockWalk) -> float:
-    """The same as a share of the target's variance: what is nearly right wants smaller steps."""
-    weight = float(walk.weight_NT[_sample(walk)].sum())
-    return _error_on_sample(error, walk) / (weight * walk.target_variance())
 
 
 def _on(walk: BlockWalk, whitening: Whitening) -> Whitening:

@@ -106,13 +106,15 @@ class SensitivityMethod(GradientMethod):
 
     def state_dict(self) -> dict[str, Any]:
         """Statistics, and times where they were measured."""
-        times = None if self._times is None else asdict(self._times)
+        times = None if self._times is None else asdict(self._times) | {"pivoted": self.pivoted}
         return {**super().state_dict(), "times": times}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what :meth:`state_dict` gave."""
         super().load_state_dict(state)
-        if (times := state.get("times")) is not None:
+        times = state.get("times")
+        # Times of other layers are measured again.
+        if times is not None and times.get("pivoted", False) == self.pivoted:
             layers = {name: LayerTimes(**one) for name, one in times["layers"].items()}
             self._times = EncoderTimes(times["encoder"], layers)
 

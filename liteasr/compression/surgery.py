@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from liteasr.compression.allocate import LinearShape
 from liteasr.compression.attention_factors import AttentionFactors, AttentionWeights
-from liteasr.compression.factorize import LowRankFactors, pivot
+from liteasr.compression.factorize import LowRankFactors, PivotedFactors, pivot
 from liteasr.compression.plan import AttentionPlan, CompressionPlan
 from liteasr.modeling import (
     LINEAR_NAMES,
@@ -23,6 +23,7 @@ from liteasr.modeling import (
 
 __all__ = [
     "ENCODER_LINEARS",
+    "AnyFactors",
     "apply_plan",
     "attention_weights",
     "collect_head_dims",
@@ -36,6 +37,9 @@ __all__ = [
     "pivot_layers",
     "unpivot_layers",
 ]
+
+AnyFactors: TypeAlias = LowRankFactors | PivotedFactors | AttentionFactors
+"""New parameters of a linear layer or a self-attention."""
 
 ENCODER_LINEARS = tuple(f"*encoder.layers.*{name}" for name in LINEAR_NAMES)
 
@@ -78,7 +82,7 @@ def find_linears(
 def apply_plan(
     model: nn.Module,
     plan: CompressionPlan,
-    factors: Mapping[str, LowRankFactors | AttentionFactors] | None = None,
+    factors: Mapping[str, AnyFactors] | None = None,
 ) -> None:
     """Replace what ``plan`` names by smaller layers; a plan that leaves all dense does nothing.
 
@@ -100,19 +104,19 @@ def apply_plan(
     for name in plan.head_dims:
         reduced = _as_reduced(model, name, plan.attention[name])
         values = None if factors is None else factors.get(name)
-        if isinstance(values, LowRankFactors):
+        if isinstance(values, LowRankFactors | PivotedFactors):
             raise ValueError(f"{name} is a self-attention, its factors are those of a linear layer")
         if values is not None:
             install_attention_factors(reduced, values)
     for name, rank in plan.ranks.items():
         layer = plan.layers[name]
         shape = (layer.in_features, layer.out_features, rank)
-        low_rank = _as_low_rank(model, name, shape)
-        if plan.pivoted:
-            low_rank = _as_pivoted(model, name, low_rank)
+        low_rank, before = _as_low_rank(model, name, shape, pivoted=plan.pivoted)
         values = None if factors is None else factors.get(name)
         if isinstance(values, AttentionFactors):
             raise ValueError(f"{name} is a linear layer, its factors are those of an attention")
+        if values is None and before is not None:
+            values = _factors_of(before)
         if values is not None:
             install_factors(low_rank, values)
 
@@ -161,53 +165,63 @@ def _as_reduced(model: nn.Module, name: str, plan: AttentionPlan) -> ReducedAtte
     return reduced
 
 
-def _as_pivoted(model: nn.Module, name: str, layer: LowRankLinear) -> PivotedLinear:
-    if isinstance(layer, PivotedLinear):
-        return layer
-    place: dict[str, Any] = {"device": layer.bias.device, "dtype": layer.bias.dtype}
-    pivoted = PivotedLinear(layer.in_features, layer.out_features, layer.rank, **place)
-    if layer.bias.device.type != "meta":
-        install_factors(pivoted, LowRankFactors(layer.weight1, layer.weight2, layer.bias))
-    pivoted.train(layer.training).requires_grad_(layer.bias.requires_grad)
-    _replace(model, name, pivoted)
-    return pivoted
+def _as_low_rank(
+    model: nn.Module, name: str, shape: tuple[int, int, int], *, pivoted: bool
+) -> tuple[LowRankLinear, LowRankLinear | None]:
+    """The layer of that shape, and what stood in its place if it was a low-rank one of two factors.
 
-
-def _as_low_rank(model: nn.Module, name: str, shape: tuple[int, int, int]) -> LowRankLinear:
+    What it computed is not in the new layer yet.
+    """
     module = _named(model, name)
-    if isinstance(module, LowRankLinear):
-        present = (module.in_features, module.out_features, module.rank)
-        if present != shape:
-            raise ValueError(f"{name} is low-rank with {present}, the plan wants {shape}")
-        return module
-    if not isinstance(module, nn.Linear) or (module.in_features, module.out_features) != shape[:2]:
+    before = module if isinstance(module, LowRankLinear) else None
+    if before is not None:
+        present = (before.in_features, before.out_features, before.rank)
+        is_pivoted = isinstance(before, PivotedLinear)
+        if present != shape or (is_pivoted and not pivoted):
+            raise ValueError(
+                f"{name} is low-rank with {present}{', pivoted' * is_pivoted}, "
+                f"the plan wants {shape}"
+            )
+        if is_pivoted == pivoted:
+            return before, None
+    elif not isinstance(module, nn.Linear) or (
+        (module.in_features, module.out_features) != shape[:2]
+    ):
         raise ValueError(f"{name} is {module}, the plan wants a linear layer of {shape[:2]}")
-    weight = module.weight
-    low_rank = LowRankLinear(*shape, device=weight.device, dtype=weight.dtype)
-    low_rank.train(module.training).requires_grad_(weight.requires_grad)
-    _replace(model, name, low_rank)
-    return low_rank
+    like = next(module.parameters())
+    new = (PivotedLinear if pivoted else LowRankLinear)(*shape, like.device, like.dtype)
+    new.train(module.training).requires_grad_(like.requires_grad)
+    _replace(model, name, new)
+    return new, before
 
 
 @torch.no_grad()
-def install_factors(layer: LowRankLinear, factors: LowRankFactors) -> None:
+def install_factors(layer: LowRankLinear, factors: LowRankFactors | PivotedFactors) -> None:
     """Copy factors into a layer, cast to its type and device.
+
+    Args:
+        layer: The layer.
+        factors: Two factors, which are pivoted for a pivoted layer, or pivoted ones for such a
+            layer.
 
     Raises:
         ValueError: If the cast overflows or the shapes differ.
     """
-    if isinstance(layer, PivotedLinear):
-        # On the CPU, where it comes out alike for all processes of a run.
-        first, second, bias = (x.cpu() for x in (factors.weight1, factors.weight2, factors.bias))
-        pivoted = pivot(LowRankFactors(first, second, bias))
-        _copy(layer.skeleton, pivoted.skeleton)
-        _copy(layer.interpolation, pivoted.interpolation)
-        _copy(layer.bias, pivoted.bias)
-        _copy(layer.order, pivoted.order)
-        return
-    _copy(layer.weight1, factors.weight1)
-    _copy(layer.weight2, factors.weight2)
+    if not isinstance(layer, PivotedLinear):
+        if isinstance(factors, PivotedFactors):
+            raise ValueError(f"{layer} has two factors, those given are pivoted")
+        _copy(layer.weight1, factors.weight1)
+        _copy(layer.weight2, factors.weight2)
+    else:
+        factors = factors if isinstance(factors, PivotedFactors) else pivot(factors)
+        _copy(layer.skeleton, factors.skeleton)
+        _copy(layer.interpolation, factors.interpolation)
+        _copy(layer.order, factors.order)
     _copy(layer.bias, factors.bias)
+
+
+def _factors_of(layer: LowRankLinear) -> LowRankFactors:
+    return LowRankFactors(layer.weight1.detach(), layer.weight2.detach(), layer.bias.detach())
 
 
 def install_attention_factors(layer: ReducedAttention, factors: AttentionFactors) -> None:
@@ -253,7 +267,10 @@ def pivot_layers(model: nn.Module) -> None:
     """Make every low-rank layer a pivoted one, which has fewer parameters and the same function."""
     for name, module in list(model.named_modules()):
         if isinstance(module, LowRankLinear):
-            _as_pivoted(model, name, module)
+            shape = (module.in_features, module.out_features, module.rank)
+            layer, before = _as_low_rank(model, name, shape, pivoted=True)
+            if before is not None:
+                install_factors(layer, _factors_of(before))
 
 
 @torch.no_grad()
@@ -271,13 +288,14 @@ def unpivot_layers(model: nn.Module) -> None:
         new: LowRankLinear | nn.Linear
         if LinearShape(*widths).saves(module.rank):
             new = LowRankLinear(*widths, module.rank, **place)
-            install_factors(new, LowRankFactors(module.weight1, module.weight2, module.bias))
+            install_factors(new, _factors_of(module))
         else:
             new = nn.Linear(*widths, bias=not name.endswith("k_proj"), **place)
             _copy(new.weight, (module.weight1.double() @ module.weight2.double()).T)
             if new.bias is not None:
                 _copy(new.bias, module.bias)
-        _replace(model, name, new.train(module.training))
+        new.train(module.training).requires_grad_(module.bias.requires_grad)
+        _replace(model, name, new)
 
 
 def collect_ranks(model: nn.Module) -> dict[str, int]:

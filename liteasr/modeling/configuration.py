@@ -52,6 +52,11 @@ class LiteWhisperConfig(WhisperConfig):
         self.low_rank_config = low_rank_config
         if pivoted:
             self.pivoted = True
+            for index, ranks in enumerate(low_rank_config or []):
+                for name, rank in ranks.items():
+                    if isinstance(rank, int) and rank > self.d_model:
+                        where = f"low_rank_config[{index}][{name!r}]"
+                        raise ValueError(f"{where}: {rank} is above the width {self.d_model}")
         if low_rank_config is not None:
             self._check("low_rank_config", low_rank_config, LINEAR_NAMES)
         if reduced_attention is not None:

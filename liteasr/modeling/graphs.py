@@ -57,6 +57,7 @@ class _Replay:
         self._most_shapes = most_shapes
         self._recorded: OrderedDict[_Key, _Recorded] = OrderedDict()
         self._parameters: list[nn.Parameter] = []
+        self._with_buffers: list[nn.Module] = []
         self._places = [0]  # nothing is recorded yet
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Replay:
@@ -80,10 +81,11 @@ class _Replay:
             return self._replay(encoder, input_features)
 
     def _replay(self, encoder: nn.Module, input_features: Tensor) -> BaseModelOutput:
-        if self._places != [one.data_ptr() for one in self._parameters]:
+        if self._places != self._places_now():
             self._recorded.clear()
             self._parameters = list(encoder.parameters())
-            self._places = [one.data_ptr() for one in self._parameters]
+            self._with_buffers = [one for one in encoder.modules() if one._buffers]
+            self._places = self._places_now()
         key = (input_features.shape, input_features.dtype, input_features.device)
         if key not in self._recorded:
             while len(self._recorded) >= self._most_shapes:
@@ -91,6 +93,11 @@ class _Replay:
             self._recorded[key] = self._record(encoder, input_features)
         self._recorded.move_to_end(key)
         return BaseModelOutput(last_hidden_state=self._recorded[key](input_features))
+
+    def _places_now(self) -> list[int]:
+        # Moving a module changes its parameters in place, but exchanges its buffers.
+        buffers = [one for module in self._with_buffers for one in module._buffers.values()]
+        return [one.data_ptr() for one in (*self._parameters, *buffers) if one is not None]
 
     @staticmethod
     def _can_replay(encoder: nn.Module, features_BMF: Tensor) -> bool:

@@ -50,8 +50,8 @@ class LowRankLinear(nn.Module):
         self.in_features = in_features
         self.out_features = out_features
         self.rank = rank
-        self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
         self._make_factors(device, dtype)
+        self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
         self.reset_parameters()
 
     def _make_factors(self, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
@@ -92,7 +92,8 @@ class PivotedLinear(LowRankLinear):
     outputs are pivots, which ``skeleton`` gives, and ``interpolation`` makes the others of them.
 
     Where gradients are wanted, ``weight1`` and ``weight2``, the factors of
-    :class:`LowRankLinear`, are put together first, which is more arithmetic and less copying.
+    :class:`LowRankLinear`, are put together first, which is more arithmetic and less copying; so
+    they are wherever something else asks for them.
 
     Args:
         in_features: Input width I.

@@ -55,8 +55,9 @@ class AttentionRanks:
         key: K.
         value: V.
         out: Rank of ``out_proj``, or ``None`` where it is dense.
-        pivoted: Whether the projections are pivoted. Plain attention then has less to do; between
-            the factors it is done with both of them put together.
+        pivoted: Whether q, k and v are pivoted. Plain attention then has less to do; between their
+            factors it works with both of them put together.
+        out_pivoted: The same of ``out_proj``, where values are mixed in the heads' width.
     """
 
     width: int
@@ -66,6 +67,7 @@ class AttentionRanks:
     value: int
     out: int | None
     pivoted: bool = False
+    out_pivoted: bool = False
 
     def best_plan(self, frames: int) -> RankSpacePlan:
         """The plan of least arithmetic for T frames, as :func:`attend` does it.
@@ -96,8 +98,9 @@ class AttentionRanks:
         core = frames * self.heads * (2 * max(widths) if padded else sum(widths))
         each_frame = first + score_projection + value_projection + second + core
         if self.pivoted and plan == RankSpacePlan():
-            ranks = (self.query, self.key, self.value, self.out or 0)
-            each_frame -= sum(rank * rank for rank in ranks)
+            each_frame -= self.query**2 + self.key**2 + self.value**2
+        if self.out_pivoted and not plan.values:
+            each_frame -= (self.out or 0) ** 2
         return 2 * (frames * each_frame + score_once + value_once)
 
     def _scores(self, plan: RankSpacePlan) -> tuple[int, int, int]:
@@ -226,7 +229,7 @@ def use_rank_space(
         encoder: Hugging Face's Whisper encoder, or a model that has it.
         frames: Frames T of a window.
         fuse_all: Let also those that would not gain compute the first factors of q, k and v in
-            one product.
+            one product, where they are not pivoted.
 
     Returns:
         Name of each layer that computes between factors → what it does there.
@@ -283,7 +286,8 @@ def _ranks(attention: Any) -> AttentionRanks:
         attention.k_proj.rank,
         attention.v_proj.rank,
         out.rank if isinstance(out, LowRankLinear) else None,
-        isinstance(attention.q_proj, PivotedLinear),
+        all(type(getattr(attention, f"{x}_proj")) is PivotedLinear for x in "qkv"),
+        type(out) is PivotedLinear,
     )
 
 

@@ -22,8 +22,8 @@ __all__ = ["LiteWhisperForConditionalGeneration"]
 class LiteWhisperForConditionalGeneration(WhisperForConditionalGeneration):
     """Whisper whose encoder layers have the sizes that the configuration names.
 
-    Those are the ranks of ``config.low_rank_config``, and the dimensions of the heads of
-    ``config.reduced_attention``.
+    Those are the ranks of ``config.low_rank_config``, of pivoted layers with ``config.pivoted``,
+    and the dimensions of the heads of ``config.reduced_attention``.
 
     Inputs, outputs, ``generate`` and decoding options are those of
     :class:`transformers.WhisperForConditionalGeneration`.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
-from liteasr.modeling import LowRankLinear
+from liteasr.modeling import LowRankLinear, PivotedLinear
 from liteasr.onnx import ENCODER, ENCODER_INT8, require_packages
 from liteasr.onnx.graphs import OPSET, make_graphs, write_graph
 from liteasr.onnx.runtime import CACHE, OnnxWhisper, load_onnx
@@ -37,7 +37,8 @@ TOLERANCE_INT8 = 0.3
 def plain_config(config: WhisperConfig) -> WhisperConfig:
     """The configuration as that of a plain Whisper, which is what runs graphs elsewhere.
 
-    ``low_rank_config``, if there is one, stays as a key that only liteasr reads.
+    ``low_rank_config``, if there is one, and what belongs to it stay as keys that only liteasr
+    reads.
     """
     options = config.to_dict()
     for key in ("model_type", "architectures", "auto_map"):
@@ -85,7 +86,12 @@ def rotate_factors(model: nn.Module) -> None:
 
     Args:
         model: On the CPU; its layers get new parameters, so that none is shared with a copy.
+
+    Raises:
+        ValueError: If a layer is pivoted: it has no components to turn.
     """
+    if any(isinstance(layer, PivotedLinear) for layer in model.modules()):
+        raise ValueError("pivoted layers cannot be rotated: unpivot_layers comes first")
     generator = torch.Generator().manual_seed(0)
     for layer in model.modules():
         if isinstance(layer, LowRankLinear):

@@ -136,7 +136,7 @@ def test_low_rank_layers_become_pivoted_with_the_same_output(tiny_model, tiny_fe
 
 def test_a_plan_goes_through_json_with_a_format_of_its_own(plan):
     data = json.loads(plan.to_json())
-    assert data["format"] == 3
+    assert data["format"] == 4
     assert CompressionPlan.from_dict(data) == plan
     data["pivoted"] = False
     assert CompressionPlan.from_dict(data).to_dict()["format"] == 1

@@ -9,7 +9,11 @@ from speech_files import RATE, make_processor, noise
 from tiny import give_opinions, tiny_config
 from transformers import GenerationConfig, WhisperForConditionalGeneration
 
+from liteasr import load
+from liteasr.compression import find_linears
+from liteasr.export import export_model
 from liteasr.fit import main as fit
+from liteasr.modeling import PivotedLinear
 
 
 def make_shape(folder, *, weights=False, **config):
@@ -58,6 +62,18 @@ def part(speech, **limits):
     return {"a": {"kind": "folder", "path": str(speech), **limits}}
 
 
+def pivot_first_block(dense, folder):
+    """A copy of a checkpoint whose first block is pivoted, at three quarters of the full rank."""
+    model, processor = load(str(dense))
+    for name, linear in find_linears(model, ["*encoder.layers.0.*"]).items():
+        parent, _, child = name.rpartition(".")
+        rank = 3 * min(linear.in_features, linear.out_features) // 4
+        layer = PivotedLinear(linear.in_features, linear.out_features, rank)
+        setattr(model.get_submodule(parent), child, layer)
+    export_model(model, processor, folder)
+    return folder
+
+
 class Training:
     """A recipe that trains a model with weights on seven clips, in epochs of four batches.
 
@@ -65,16 +81,19 @@ class Training:
         folder: Where all of it lives.
         finetune: Keys of the section ``finetune``.
         validates: Whether there is a validation set.
+        pivoted: Whether the first block of the model's encoder is pivoted.
         chance: Whether there are dropout and SpecAugment.
     """
 
-    def __init__(self, folder, finetune=None, *, validates=False, chance=True):
+    def __init__(self, folder, finetune=None, *, validates=False, chance=True, pivoted=False):
         masks = {"apply_spec_augment": True, "mask_time_prob": 0.2, "mask_time_length": 4}
         options = {"dropout": 0.2, **masks} if chance else {}
         shape = make_shape(folder / "dense", weights=True, **options)
+        if pivoted:
+            shape = pivot_first_block(shape, folder / "pivoted")
         speech = make_speech(folder / "speech", clips=12)
         self.folder = folder
-        self.dense = shape
+        self.dense = folder / "dense"
         self.recipe = {
             "model": {"id": str(shape)},
             "data": {
