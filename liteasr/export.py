@@ -26,13 +26,15 @@ from liteasr.compression import (
     collect_head_dims,
     collect_ranks,
     pivot_layers,
+    unframe_convolution,
     unpivot_layers,
 )
-from liteasr.compression.plan import low_rank_config, reduced_attention_config
+from liteasr.compression.plan import CONVOLUTION, low_rank_config, reduced_attention_config
 from liteasr.config import ConfigError, Dtype
 from liteasr.files import atomic_folder, write_text
 from liteasr.loading import load, require_weights
 from liteasr.modeling import (
+    FramedConvolution,
     LiteWhisperConfig,
     LiteWhisperForConditionalGeneration,
     LowRankLinear,
@@ -52,6 +54,7 @@ REMOTE_CODE = {
     "tiles": "tiles_lite_whisper",
     "fast": "fast_lite_whisper",
     "linear": "linear_lite_whisper",
+    "convolution": "convolution_lite_whisper",
     "configuration": "configuration_lite_whisper",
     "whisper": "modeling_lite_whisper",
 }
@@ -84,9 +87,9 @@ def export_model(
         folder: Where to write.
         dtype: Type of the stored weights; the model's if absent.
         published: Write the published lite-whisper format, so that its own classes open the folder
-            too: pivoted layers get two factors, or a dense weight where that is smaller, which is
-            the same function in more parameters; reduced attention is refused. Without pivoted
-            layers and reduced attention the format is the published one in any case.
+            too: pivoted layers get two factors, or a dense weight where that is smaller, and the
+            convolution a dense weight, which is the same function in more parameters; reduced
+            attention is refused. Without all three the format is the published one in any case.
 
     Raises:
         ValueError: If the model cannot be written in the format, or the reloaded weights are not
@@ -98,7 +101,9 @@ def export_model(
             f"{reduced} has heads of fewer dimensions, for which the published format has no "
             "place: export with published=False, or compress with low rank alone"
         )
-    saved = _as_saved(_in_one_form(model, pivoted=not published), dtype or model.dtype)
+    saved = _as_saved(
+        _in_one_form(model, pivoted=not published, convolution=not published), dtype or model.dtype
+    )
     with atomic_folder(folder) as temporary:
         saved.save_pretrained(temporary)
         _save_processor(processor, temporary)
@@ -170,17 +175,26 @@ def _explain_to_transformers_4(processor: WhisperProcessor, folder: Path) -> Non
 
 
 def _in_one_form(
-    model: WhisperForConditionalGeneration, *, pivoted: bool
+    model: WhisperForConditionalGeneration, *, pivoted: bool, convolution: bool = True
 ) -> WhisperForConditionalGeneration:
-    """The model, or a copy in which either all low-rank layers are pivoted or none is."""
+    """The model, or a copy of the same function that can be written.
+
+    Args:
+        model: Whisper.
+        pivoted: Pivot all low-rank layers where one is; else none.
+        convolution: Leave a convolution of low rank as it is.
+    """
     layers = [one for one in model.modules() if isinstance(one, LowRankLinear)]
     found = {isinstance(one, PivotedLinear) for one in layers}
-    if True not in found or (pivoted and found == {True}):
+    framed = any(isinstance(one, FramedConvolution) for one in model.modules())
+    if (True not in found or (pivoted and False not in found)) and (convolution or not framed):
         return model
     # The decoder, most of a large model, is shared.
     shared = (model.get_decoder(), model.proj_out)
     model = copy.deepcopy(model, {id(one): one for one in shared})
-    (pivot_layers if pivoted else unpivot_layers)(model)
+    if True in found:
+        (pivot_layers if pivoted else unpivot_layers)(model)
+    unframe_convolution(model, low_rank=not convolution)
     return model
 
 
@@ -201,13 +215,14 @@ def _as_saved(
     if ranks or head_dims or isinstance(model, LiteWhisperForConditionalGeneration):
         cls = LiteWhisperForConditionalGeneration
         options = config.to_dict()
-        sizes = ("low_rank_config", "reduced_attention", "pivoted")
+        sizes = ("low_rank_config", "reduced_attention", "pivoted", "conv2_rank")
         for key in ("model_type", *sizes, "auto_map", "architectures"):
             options.pop(key, None)
         layers = low_rank_config(ranks.items(), config.encoder_layers)
         heads = reduced_attention_config(head_dims.items(), config.encoder_layers)
         pivoted = any(isinstance(one, PivotedLinear) for one in model.modules())
-        config = LiteWhisperConfig(layers, heads, pivoted=pivoted, **options)
+        conv2 = next((rank for name, rank in ranks.items() if name.endswith(CONVOLUTION)), None)
+        config = LiteWhisperConfig(layers, heads, pivoted=pivoted, conv2_rank=conv2, **options)
         config.auto_map = dict(AUTO_MAP)
     output, embedding = state["proj_out.weight"], state["model.decoder.embed_tokens.weight"]
     if config.tie_word_embeddings and not torch.equal(output, embedding):

@@ -27,8 +27,8 @@ from liteasr.compression import (
     Spectra,
     build_method,
     encoder_parameters,
-    find_linears,
     pivot,
+    unframe_convolution,
 )
 from liteasr.console import console, progress, table
 from liteasr.distributed import raise_together
@@ -110,7 +110,7 @@ class CompressionCallback(L.Callback):
         Raises:
             ValueError: If there are none.
         """
-        return find_linears(pl_module.model)
+        return self.method.select(pl_module.model)
 
     def calibration_loader(
         self, trainer: L.Trainer, pl_module: WhisperModule, skip_batches: int = 0
@@ -277,6 +277,7 @@ class CompressionCallback(L.Callback):
         if final is None:
             final = self._compress_blocks(trainer, pl_module, plan, store, blocks)
         pl_module.apply_plan(plan, _pivoted(trainer, final) if plan.pivoted else final)
+        unframe_convolution(pl_module.model)
         for name in plan.ranks:
             self.on_layer_compressed(trainer, pl_module, name, plan.layers[name])
         if trainer.is_global_zero:
@@ -298,6 +299,7 @@ class CompressionCallback(L.Callback):
             The final factors, which are not installed.
         """
         installed: dict[str, LowRankFactors] = {}
+        self.method.before_blocks()
         with progress("compressing", len(blocks), "blocks", enabled=trainer.is_global_zero) as bar:
             for index, (prefix, block, names) in enumerate(blocks):
                 done = store.load_block(index) if trainer.is_global_zero else None

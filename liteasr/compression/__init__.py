@@ -52,7 +52,9 @@ from liteasr.compression.surgery import (
     encoder_flops,
     encoder_parameters,
     find_linears,
+    frame_convolution,
     pivot_layers,
+    unframe_convolution,
     unpivot_layers,
 )
 
@@ -95,6 +97,7 @@ __all__ = [
     "encoder_parameters",
     "find_linears",
     "find_method",
+    "frame_convolution",
     "kept_energy",
     "low_rank_factors",
     "pca_of_image",
@@ -103,6 +106,7 @@ __all__ = [
     "pivot_layers",
     "rank_for_energy",
     "score_modes",
+    "unframe_convolution",
     "unpivot_layers",
     "value_modes",
 ]

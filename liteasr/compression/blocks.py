@@ -51,14 +51,22 @@ class BlockWalk:
         positions_T = torch.arange(shape[1])
         is_audio_NT = positions_T < windows.frames_N[:, None]
         self.weight_NT = torch.where(is_audio_NT, 1.0, padding_weight)
-        self._enter(encoder, windows.features_NMF)
+        self._enter(encoder, windows.features_NMF, self.dense_NTD)
+        self.compressed_NTD.copy_(self.dense_NTD)
 
-    def _enter(self, encoder: nn.Module, features_NMF: Tensor) -> None:
-        """Hidden states before the first block."""
+    def enter_compressed(self, encoder: nn.Module, features_NMF: Tensor) -> None:
+        """Compute the compressed encoder's states before the first block anew.
+
+        Args:
+            encoder: With what comes before its blocks compressed.
+            features_NMF: Log-mel features of all windows.
+        """
+        self._enter(encoder, features_NMF, self.compressed_NTD)
+
+    def _enter(self, encoder: nn.Module, features_NMF: Tensor, to_NTD: Tensor) -> None:
         for row, window in enumerate(self.mine):
             features = features_NMF[window : window + 1].to(self.device, self.dtype)
-            self.dense_NTD[row] = _input_of_first_block(encoder, features)[0].float().cpu()
-        self.compressed_NTD.copy_(self.dense_NTD)
+            to_NTD[row] = _input_of_first_block(encoder, features)[0].float().cpu()
 
     def start_block(self, block: nn.Module) -> None:
         """Compute the dense encoder's states after a block that is still dense."""

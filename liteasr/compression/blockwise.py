@@ -65,6 +65,7 @@ class RefinedMethod(SensitivityMethod):
         padding_weight: float = 0.05,
         block_dtype: torch.dtype = torch.float32,
         pivoted: bool = True,
+        convolution: bool = True,
     ) -> None:
         super().__init__(
             budget,
@@ -75,6 +76,7 @@ class RefinedMethod(SensitivityMethod):
             padding_weight=padding_weight,
             block_dtype=block_dtype,
             pivoted=pivoted,
+            convolution=convolution,
         )
         for key, value in (("refine_steps", refine_steps), ("joint_steps", joint_steps)):
             if value < 0:
@@ -105,15 +107,24 @@ class RefinedMethod(SensitivityMethod):
         )
         return replace(super().factorize(name, rank), whitening=whitening)
 
-    def before_block(self, block: nn.Module) -> None:
-        """Compute what the dense block gives."""
+    def before_blocks(self) -> None:
+        """Put the clips into windows, and compute what goes into the first block."""
         if self.refinement.steps == self.joint.steps == 0:
             return
+        assert self.encoder is not None, "prepare comes first"
+        mel_frames = 2 * encoder_frames(self.encoder)
+        self._windows = pack_windows(self.clips, mel_frames, seed=self.refinement.seed)
+        self._walk = BlockWalk(self.encoder, self._windows, self.processes, self.padding_weight)
+
+    def before_block(self, block: nn.Module) -> None:
+        """Compute what the dense block gives."""
         if self._walk is None:
-            assert self.encoder is not None, "prepare comes first"
-            mel_frames = 2 * encoder_frames(self.encoder)
-            self._windows = pack_windows(self.clips, mel_frames, seed=self.refinement.seed)
-            self._walk = BlockWalk(self.encoder, self._windows, self.processes, self.padding_weight)
+            return
+        encoder: Any = self.encoder
+        assert self._windows is not None
+        if block is encoder.layers[0]:
+            # What comes before the blocks may have been compressed by now.
+            self._walk.enter_compressed(encoder, self._windows.features_NMF)
         self._walk.start_block(block)
 
     def after_block(

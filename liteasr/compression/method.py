@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from liteasr.compression.factorize import LowRankFactors
 from liteasr.compression.plan import CompressionPlan
+from liteasr.compression.surgery import find_linears
 from liteasr.modeling import use_plain_inference
 
 __all__ = ["AllocationError", "CalibrationBatch", "CompressionMethod", "Decoder", "Processes"]
@@ -95,9 +96,10 @@ class CalibrationBatch:
 class CompressionMethod(ABC):
     """Three steps from a calibration set to low-rank factors.
 
-    The callback calls :meth:`prepare`, then :meth:`observe` for every batch, :meth:`reduce` once,
-    :meth:`allocate` once, and :meth:`factorize` for every layer that the plan compresses: block by
-    block, with :meth:`before_block`, :meth:`after_block` and :meth:`block_done` around each, and
+    The callback calls :meth:`select` and :meth:`prepare`, then :meth:`observe` for every batch,
+    :meth:`reduce`, :meth:`allocate` and :meth:`before_blocks` once, and :meth:`factorize` for every
+    layer that the plan compresses: those outside of blocks, then block by block, with
+    :meth:`before_block`, :meth:`after_block` and :meth:`block_done` around each, and
     :meth:`after_blocks` in the end.
     Whatever :meth:`state_dict` returns is saved during calibration and lets a killed run go on.
     """
@@ -115,6 +117,16 @@ class CompressionMethod(ABC):
         use_plain_inference(encoder)  # or hooks of some layers would not run
         self.encoder: nn.Module | None = encoder
         self.linears = dict(linears)
+
+    def select(self, model: nn.Module) -> dict[str, nn.Linear]:
+        """Layers of a Whisper that may be compressed, by name; here all linear ones of its blocks.
+
+        May exchange modules for others of the same function; what stays dense is changed back.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        return find_linears(model)
 
     @abstractmethod
     def observe(self, batch: CalibrationBatch) -> None:
@@ -139,6 +151,10 @@ class CompressionMethod(ABC):
     @abstractmethod
     def factorize(self, name: str, rank: int) -> LowRankFactors:
         """Factors of one layer at one rank."""
+
+    def before_blocks(self) -> None:
+        """Called on every process before any layer is swapped. Does nothing here."""
+        return
 
     def before_block(self, block: nn.Module) -> None:
         """Called on every process before the layers of an encoder block are swapped.

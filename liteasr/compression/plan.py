@@ -13,6 +13,9 @@ __all__ = ["AttentionPlan", "CompressionPlan", "LayerPlan"]
 FORMAT = 1
 ATTENTION_FORMAT = 2
 """Of a plan with reduced attention, which readers of format 1 must not take for one without."""
+CONVOLUTION = "encoder.conv2.linear"
+"""How the name of the encoder's second convolution ends, as a linear layer."""
+
 PIVOTED_FORMAT = 4
 """Of a plan with pivoted layers, with or without reduced attention. (3 was an experiment's.)"""
 
@@ -172,6 +175,8 @@ class CompressionPlan:
     def low_rank_config(self, num_layers: int) -> list[dict[str, int]]:
         """Ranks in the published format: one dict an encoder layer, last name part → rank.
 
+        That of the second convolution has no place there and is left out.
+
         Args:
             num_layers: Layers of the encoder.
 
@@ -190,6 +195,8 @@ def low_rank_config(ranks: Iterable[tuple[str, int]], num_layers: int) -> list[d
     """Module names and ranks in the published format; see ``CompressionPlan.low_rank_config``."""
     config: list[dict[str, int]] = [{} for _ in range(num_layers)]
     for name, rank in ranks:
+        if name.endswith(CONVOLUTION):
+            continue  # ``LiteWhisperConfig.conv2_rank``
         index, last = _place(name)
         config[index][last] = rank
     return config

@@ -22,7 +22,15 @@ from liteasr.compression.gradients import GradientMethod
 from liteasr.compression.layer_times import EncoderTimes, LayerTimes, measure_times
 from liteasr.compression.metric import MetricPCA, pca_in_metric, projected_factors
 from liteasr.compression.plan import CompressionPlan, LayerPlan
-from liteasr.compression.surgery import encoder_flops, encoder_frames, encoder_parameters
+from liteasr.compression.surgery import (
+    CONVOLUTION_LINEAR,
+    ENCODER_LINEARS,
+    encoder_flops,
+    encoder_frames,
+    encoder_parameters,
+    find_linears,
+    frame_convolution,
+)
 from liteasr.compression.trial import output_error
 from liteasr.compression.windows import pack_windows
 
@@ -54,6 +62,8 @@ class SensitivityMethod(GradientMethod):
         block_dtype: Type in which one batch is summed.
         pivoted: Whether low-rank layers are :class:`~liteasr.modeling.PivotedLinear`, which have
             higher ranks at the same size. The published format has no place for them.
+        convolution: Whether the encoder's second convolution may be of low rank too, for which the
+            published format has no place either.
 
     Raises:
         ValueError: If an option is out of range.
@@ -74,6 +84,7 @@ class SensitivityMethod(GradientMethod):
         padding_weight: float = 0.05,
         block_dtype: torch.dtype = torch.float32,
         pivoted: bool = True,
+        convolution: bool = True,
     ) -> None:
         super().__init__(
             metric=metric,
@@ -87,8 +98,16 @@ class SensitivityMethod(GradientMethod):
         self.budget = budget
         self.damping = damping
         self.pivoted = pivoted
+        self.convolution = convolution
         self._metric_pca: dict[str, MetricPCA] = {}
         self._times: EncoderTimes | None = None
+
+    def select(self, model: nn.Module) -> dict[str, nn.Linear]:
+        """The linear layers of the blocks, and the second convolution as one."""
+        if not self.convolution:
+            return super().select(model)
+        frame_convolution(model)
+        return find_linears(model, [*ENCODER_LINEARS, CONVOLUTION_LINEAR])
 
     def prepare(self, encoder: nn.Module, linears: Mapping[str, nn.Linear]) -> None:
         """Forget the components of an earlier calibration too."""
@@ -316,6 +335,7 @@ class SensitivityMethod(GradientMethod):
             "probes": self.probes,
             "padding_weight": self.padding_weight,
             "pivoted": self.pivoted,
+            "convolution": self.convolution,
         }
 
 

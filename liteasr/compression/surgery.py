@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from liteasr.compression.allocate import LinearShape
 from liteasr.compression.attention_factors import AttentionFactors, AttentionWeights
 from liteasr.compression.factorize import LowRankFactors, PivotedFactors, pivot
-from liteasr.compression.plan import AttentionPlan, CompressionPlan
+from liteasr.compression.plan import CONVOLUTION, AttentionPlan, CompressionPlan
 from liteasr.modeling import (
     LINEAR_NAMES,
+    FramedConvolution,
     LowRankLinear,
     PivotedLinear,
     RankSpaceAttention,
@@ -23,11 +24,14 @@ from liteasr.modeling import (
 
 __all__ = [
     "ENCODER_LINEARS",
+    "CONVOLUTION_LINEAR",
     "AnyFactors",
     "apply_plan",
     "attention_weights",
     "collect_head_dims",
     "collect_ranks",
+    "frame_convolution",
+    "unframe_convolution",
     "encoder_flops",
     "encoder_frames",
     "encoder_parameters",
@@ -42,6 +46,7 @@ AnyFactors: TypeAlias = LowRankFactors | PivotedFactors | AttentionFactors
 """New parameters of a linear layer or a self-attention."""
 
 ENCODER_LINEARS = tuple(f"*encoder.layers.*{name}" for name in LINEAR_NAMES)
+CONVOLUTION_LINEAR = f"*{CONVOLUTION}"
 
 
 def find_linears(
@@ -108,6 +113,8 @@ def apply_plan(
             raise ValueError(f"{name} is a self-attention, its factors are those of a linear layer")
         if values is not None:
             install_attention_factors(reduced, values)
+    if any(name.endswith(CONVOLUTION) for name in plan.ranks):
+        frame_convolution(model)
     for name, rank in plan.ranks.items():
         layer = plan.layers[name]
         shape = (layer.in_features, layer.out_features, rank)
@@ -261,6 +268,43 @@ def attention_weights(attention: nn.Module) -> AttentionWeights:
         out_bias=module.out_proj.bias.detach(),
         heads=module.num_heads,
     )
+
+
+def frame_convolution(model: nn.Module) -> None:
+    """Make the second convolution of a Whisper encoder a linear layer of the same function.
+
+    It is then called ``…encoder.conv2.linear``. Idempotent; :func:`unframe_convolution` undoes it.
+
+    Args:
+        model: Whisper.
+    """
+    for name, module in list(model.named_modules()):
+        if name.endswith("encoder.conv2") and isinstance(module, nn.Conv1d):
+            _replace(model, name, FramedConvolution(module))
+
+
+@torch.no_grad()
+def unframe_convolution(model: nn.Module, *, low_rank: bool = False) -> None:
+    """Undo :func:`frame_convolution`.
+
+    Args:
+        model: Whisper.
+        low_rank: Undo it also where the layer has a low rank; what it computes stays the same to
+            rounding, in more parameters.
+    """
+    for name, module in list(model.named_modules()):
+        if not isinstance(module, FramedConvolution):
+            continue
+        linear: Any = module.linear
+        if isinstance(linear, LowRankLinear):
+            if not low_rank:
+                continue
+            product = (linear.weight1.double() @ linear.weight2.double()).T.to(linear.bias.dtype)
+            dense = module.as_convolution(product, linear.bias)
+        else:
+            dense = module.as_convolution(linear.weight, linear.bias)
+        wanted = any(parameter.requires_grad for parameter in module.parameters())
+        _replace(model, name, dense.requires_grad_(wanted))
 
 
 def pivot_layers(model: nn.Module) -> None:

@@ -20,6 +20,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from liteasr.modeling.attention import ReducedAttention
 from liteasr.modeling.configuration import LINEAR_NAMES, LiteWhisperConfig
+from liteasr.modeling.convolution import FramedConvolution
 from liteasr.modeling.fast import use_fast_inference, use_plain_inference
 from liteasr.modeling.graphs import use_cuda_graphs, use_no_cuda_graphs
 from liteasr.modeling.linear import LowRankLinear, PivotedLinear
@@ -33,6 +34,7 @@ from liteasr.modeling.whisper import LiteWhisperForConditionalGeneration
 
 __all__ = [
     "LINEAR_NAMES",
+    "FramedConvolution",
     "LiteWhisperConfig",
     "LiteWhisperForConditionalGeneration",
     "LiteWhisperPipeline",

@@ -25,6 +25,9 @@ class LiteWhisperConfig(WhisperConfig):
             where it is absent, it is not in ``config.json`` either.
         pivoted: Whether the low-rank layers are :class:`~liteasr.modeling.PivotedLinear`. As for
             ``reduced_attention``, the key is in ``config.json`` only where it is true.
+        conv2_rank: Rank of the encoder's second convolution, as a
+            :class:`~liteasr.modeling.FramedConvolution`; dense if absent. The published format
+            does not know it either.
         kwargs: Everything :class:`transformers.WhisperConfig` takes.
 
     Raises:
@@ -40,16 +43,22 @@ class LiteWhisperConfig(WhisperConfig):
 
     reduced_attention: list[dict[str, int]] | None = None
     pivoted: bool = False
+    conv2_rank: int | None = None
 
     def __init__(
         self,
         low_rank_config: list[dict[str, int]] | None = None,
         reduced_attention: list[dict[str, int]] | None = None,
         pivoted: bool = False,
+        conv2_rank: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.low_rank_config = low_rank_config
+        if conv2_rank is not None:
+            if not 1 <= conv2_rank <= self.d_model:
+                raise ValueError(f"conv2_rank: {conv2_rank} is not in 1…{self.d_model}")
+            self.conv2_rank = conv2_rank
         if pivoted:
             self.pivoted = True
             for index, ranks in enumerate(low_rank_config or []):

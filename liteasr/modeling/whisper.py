@@ -7,12 +7,15 @@ exchanged for smaller ones where the configuration names a size. The exchange ha
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import WhisperForConditionalGeneration
 
 from .attention import ReducedAttention
 from .configuration import LiteWhisperConfig
+from .convolution import FramedConvolution
 from .fast import use_fast_inference
 from .linear import LowRankLinear, PivotedLinear
 
@@ -22,8 +25,8 @@ __all__ = ["LiteWhisperForConditionalGeneration"]
 class LiteWhisperForConditionalGeneration(WhisperForConditionalGeneration):
     """Whisper whose encoder layers have the sizes that the configuration names.
 
-    Those are the ranks of ``config.low_rank_config``, of pivoted layers with ``config.pivoted``,
-    and the dimensions of the heads of ``config.reduced_attention``.
+    Those are the ranks of ``config.low_rank_config`` and ``config.conv2_rank``, of pivoted layers
+    with ``config.pivoted``, and the dimensions of the heads of ``config.reduced_attention``.
 
     Inputs, outputs, ``generate`` and decoding options are those of
     :class:`transformers.WhisperForConditionalGeneration`.
@@ -57,15 +60,12 @@ class LiteWhisperForConditionalGeneration(WhisperForConditionalGeneration):
         for layer, ranks in zip(layers, config.low_rank_config or [], strict=False):
             for name, rank in ranks.items():
                 parent = layer if name in ("fc1", "fc2") else layer.self_attn
-                dense = getattr(parent, name)
-                low_rank = (PivotedLinear if config.pivoted else LowRankLinear)(
-                    dense.in_features,
-                    dense.out_features,
-                    rank,
-                    device=dense.weight.device,
-                    dtype=dense.weight.dtype,
-                )
-                setattr(parent, name, low_rank)
+                setattr(parent, name, _low_rank(getattr(parent, name), rank, config.pivoted))
+        if config.conv2_rank is not None:
+            framed = FramedConvolution(self.model.encoder.conv2)
+            linear: Any = framed.linear
+            framed.linear = _low_rank(linear, config.conv2_rank, config.pivoted)
+            self.model.encoder.conv2 = framed
         use_fast_inference(self.model.encoder, config.max_source_positions)
 
     @torch.no_grad()
@@ -74,3 +74,13 @@ class LiteWhisperForConditionalGeneration(WhisperForConditionalGeneration):
             super()._init_weights(module)
         elif not getattr(module.bias, "_is_hf_initialized", False):
             module.reset_parameters()
+
+
+def _low_rank(dense: nn.Linear, rank: int, pivoted: bool) -> LowRankLinear:
+    return (PivotedLinear if pivoted else LowRankLinear)(
+        dense.in_features,
+        dense.out_features,
+        rank,
+        device=dense.weight.device,
+        dtype=dense.weight.dtype,
+    )

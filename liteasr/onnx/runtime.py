@@ -79,7 +79,7 @@ class _OnnxEncoder(WhisperEncoder):
 
     def __init__(self, skeleton: WhisperEncoder, session: Session) -> None:
         super().__init__(skeleton.config)
-        self.layers = skeleton.layers
+        self.conv2, self.layers = skeleton.conv2, skeleton.layers
         self._session = session
 
     def forward(self, input_features: Tensor, *_: Any, **__: Any) -> BaseModelOutput:

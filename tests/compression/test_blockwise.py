@@ -30,6 +30,7 @@ def compress(model, features, **options):
         method.observe(CalibrationBatch(x, frames))
     method.reduce(lambda tensor: tensor)
     plan = method.allocate()
+    method.before_blocks()
     installed = {}
     for index, block in enumerate(encoder.layers):
         prefix = f"model.encoder.layers.{index}."
