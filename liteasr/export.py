@@ -186,8 +186,9 @@ def _in_one_form(
     """
     layers = [one for one in model.modules() if isinstance(one, LowRankLinear)]
     found = {isinstance(one, PivotedLinear) for one in layers}
-    framed = any(isinstance(one, FramedConvolution) for one in model.modules())
-    if (True not in found or (pivoted and False not in found)) and (convolution or not framed):
+    framed = [one.linear for one in model.modules() if isinstance(one, FramedConvolution)]
+    stays = not framed or (convolution and isinstance(framed[0], LowRankLinear))
+    if stays and (True not in found or (pivoted and False not in found)):
         return model
     # The decoder, most of a large model, is shared.
     shared = (model.get_decoder(), model.proj_out)

@@ -70,6 +70,7 @@ def test_the_folder_holds_all_that_is_needed(compressed, processor, tmp_path):
         "attention_lite_whisper.py",
         "config.json",
         "configuration_lite_whisper.py",
+        "convolution_lite_whisper.py",
         "fast_lite_whisper.py",
         "generation_config.json",
         "linear_lite_whisper.py",

@@ -23,7 +23,8 @@ class FramedConvolution(nn.Module):
     Takes and returns what :class:`torch.nn.Conv1d` does. ``linear`` maps W·C inputs, the frames
     under the kernel one after the other, to O outputs. A
     :class:`~liteasr.modeling.LowRankLinear` of that shape may take its place; its factors are then
-    used as they are, and its own ``forward``, with hooks, does not run. In Whisper large-v3 it is 0.8 % of the encoder, in tiny 6 %.
+    used as they are, and its own ``forward``, with hooks, does not run. The convolution is 6 % of
+    the encoder of Whisper tiny, and 0.8 % of large-v3's.
 
     Args:
         convolution: What it shall compute; without dilation and groups, zero-padded.

@@ -99,9 +99,12 @@ def test_a_shape_needs_no_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(
         contestants,
         "shape_config",
-        lambda shape: shapes.shape_config(shape, encoder_layers=2, max_source_positions=20),
+        lambda shape, **options: shapes.shape_config(
+            shape, encoder_layers=2, max_source_positions=20, **options
+        ),
     )
     options = ["--shape", "tiny", "--encoder-params", "2.5M", "--repeats", "1", "--device", "cpu"]
+    options.append("--pivoted")
     content = run(tmp_path, *options)
     assert content["models"]["dense"]["name"] == "tiny"
     assert content["models"]["lite"]["name"] == "tiny, 2.5M"
@@ -159,7 +162,7 @@ def test_files_are_written_both_or_neither(models, tmp_path, monkeypatch):
         (["--model", "./no/such/model"], "there is no folder ./no/such/model"),
         (["--dense", "./no/such/model"], "there is no folder ./no/such/model"),
         (["--shape", "tiny", "--encoder-params", "5M"], "--shape: takes the place of"),
-        (["--encoder-params", "5M"], "--ranks, --encoder-params: they belong to --shape"),
+        (["--encoder-params", "5M"], "--encoder-params, --pivoted: they belong to --shape"),
         (["--audio", "./no/such/file.wav"], "--audio: ./no/such/file.wav does not exist"),
         (["--output", "./no/such/folder/out.json"], "--output: there is no folder"),
         (["--output", "out.png"], "--output: out.png is the JSON file"),

@@ -14,7 +14,13 @@ from liteasr.compression.layer_times import EncoderTimes, LayerTimes, measure_ti
 
 def test_each_shape_is_timed_once_and_more_rank_never_takes_less():
     encoder = WhisperEncoder(tiny_config()).eval()
-    linears = {name: one for name, one in encoder.named_modules() if isinstance(one, nn.Linear)}
+    shapes = {
+        name: LinearShape(
+            one.in_features, one.out_features, one.bias is not None, pivoted="fc" in name
+        )
+        for name, one in encoder.named_modules()
+        if isinstance(one, nn.Linear)
+    }
     config = encoder.config
     features = torch.randn(1, config.num_mel_bins, 2 * config.max_source_positions)
     asked = []
@@ -23,15 +29,12 @@ def test_each_shape_is_timed_once_and_more_rank_never_takes_less():
         asked.append(shape)
         return shape.ranks(4)
 
-    times = measure_times(encoder, linears, ranks, features)
-    assert times.layers.keys() == linears.keys()
-    assert len(asked) == len(set(asked)) < len(linears)
+    times = measure_times(encoder, shapes, ranks, features)
+    assert times.layers.keys() == shapes.keys()
+    assert len(asked) == len(set(asked)) < len(shapes)
     assert times.encoder > 0
     for name, one in times.layers.items():
-        linear = linears[name]
-        possible = LinearShape(
-            linear.in_features, linear.out_features, linear.bias is not None
-        ).ranks(4)
+        possible = shapes[name].ranks(4)
         assert (one.ranks[0], one.ranks[-1]) == (possible[0], possible[-1])
         assert one.dense > 0
         assert one.low_rank == tuple(sorted(one.low_rank))
@@ -55,10 +58,9 @@ def fake_times(monkeypatch, speed):
     """Time that is ``speed(name)`` nanoseconds a parameter; the rest of the encoder takes 1000."""
     measured = []
 
-    def measure(encoder, linears, ranks, features):
+    def measure(encoder, shapes, ranks, features):
         layers = {}
-        for name, one in linears.items():
-            shape = LinearShape(one.in_features, one.out_features, one.bias is not None)
+        for name, shape in shapes.items():
             tried = shape.ranks(1)
             count = speed(name)
             low_rank = tuple(count * shape.low_rank_params(rank) for rank in tried)

@@ -23,6 +23,7 @@ from liteasr.compression import (
     encoder_parameters,
     pivot,
     pivot_layers,
+    unframe_convolution,
     unpivot_layers,
 )
 from liteasr.export import export_model
@@ -91,6 +92,7 @@ def factors_of(model, features, plan):
 @pytest.fixture
 def compressed(tiny_model, tiny_features, plan):
     apply_plan(tiny_model, plan, factors_of(tiny_model, tiny_features, plan))
+    unframe_convolution(tiny_model)
     return tiny_model.eval()
 
 

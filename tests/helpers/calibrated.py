@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from liteasr.compression import CalibrationBatch, find_linears
+from liteasr.compression import CalibrationBatch
 
 __all__ = ["calibrated"]
 
@@ -18,7 +18,7 @@ def calibrated(model, features, method, batch_size=4):
         method: The method; it is returned.
         batch_size: Clips at a time.
     """
-    method.prepare(model.model.encoder, find_linears(model))
+    method.prepare(model.model.encoder, method.select(model))
     for x, frames in features:
         parts = zip(torch.split(x, batch_size), torch.split(frames, batch_size), strict=True)
         for part in parts:
