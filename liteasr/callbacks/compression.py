@@ -147,7 +147,7 @@ class CompressionCallback(L.Callback):
         """Print a table of all layers; on process 0 only."""
         rows = [
             (
-                name.removeprefix("model.encoder.layers."),
+                name.removeprefix("model.encoder.").removeprefix("layers."),
                 "dense" if layer.rank is None else str(layer.rank),
                 f"{layer.dense_params:,}",
                 f"{layer.params:,}",

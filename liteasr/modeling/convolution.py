@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .linear import LowRankLinear
+from .linear import LowRankLinear, PivotedLinear
 
 __all__ = ["FramedConvolution"]
 
@@ -70,7 +70,7 @@ class FramedConvolution(nn.Module):
             # A narrower convolution, and a product that leaves frames where they are.
             kernel_KCW = linear.weight1.T.reshape(linear.rank, -1, self.in_channels).transpose(1, 2)
             x_BKF = F.conv1d(x_BCT, kernel_KCW, None, self.stride, self.padding)
-            y_BOF: Tensor = linear.weight2.T @ x_BKF
+            y_BOF: Tensor = self._outputs(linear, x_BKF)
             return y_BOF + linear.bias[:, None].to(y_BOF.dtype)
         width, step = self.kernel_size[0], self.stride[0]
         x_BTC = F.pad(x_BCT.transpose(1, 2), (0, 0, self.padding, self.padding))
@@ -78,6 +78,14 @@ class FramedConvolution(nn.Module):
         under = [x_BTC[:, at : at + step * (count - 1) + 1 : step] for at in range(width)]
         y_BFO: Tensor = linear(torch.cat(under, dim=-1))
         return y_BFO.transpose(1, 2)
+
+    @staticmethod
+    def _outputs(linear: LowRankLinear, x_BKF: Tensor) -> Tensor:
+        """What the second factor makes of the first one's channels, (B, O, F)."""
+        if torch.is_grad_enabled() or not isinstance(linear, PivotedLinear) or linear.pivots_inputs:
+            return linear.weight2.T @ x_BKF
+        both_BOF = torch.cat([x_BKF, linear.interpolation.T @ x_BKF], dim=1)
+        return both_BOF.index_select(1, linear.order)
 
     @torch.no_grad()
     def as_convolution(self, weight_OX: Tensor, bias_O: Tensor | None) -> nn.Conv1d:

@@ -143,7 +143,7 @@ def layers_table(plan: CompressionPlan) -> Table:
     for name in sorted([*plan.layers, *plan.attention], key=position):
         layer = plan.layers.get(name) or plan.attention[name]
         row = [
-            name.removeprefix("model.encoder.layers."),
+            name.removeprefix("model.encoder.").removeprefix("layers."),
             *_size(layer),
             f"{layer.dense_params:,}",
             f"{layer.params:,}",
