@@ -39,7 +39,7 @@ def arguments(real_model, real_speech, tmp_path):
 def compared(real_model, real_speech, tmp_path_factory):
     """One finished comparison; the smaller size cannot be reached."""
     run = tmp_path_factory.mktemp("compared") / "run"
-    sizes = "compare.encoder_params=[6.8M,0.5M]"
+    sizes = "compare.encoder_params=[6.8M,0.2M]"
     arguments = [*_common(real_model, real_speech), f"run.dir={run}", sizes, "--keep-models"]
     assert compare(arguments) == 0
     return run
@@ -59,7 +59,7 @@ def test_compare_json_follows_the_contract(compared):
     assert content["calibration"]["fingerprint"]
     assert content["search"] is None
     pairs = [(one["name"], one["wanted_params"]) for one in content["results"]]
-    assert pairs == [("pca", 6.8e6), ("pca", 5e5), ("sens", 6.8e6), ("sens", 5e5)]
+    assert pairs == [("pca", 6.8e6), ("pca", 2e5), ("sens", 6.8e6), ("sens", 2e5)]
     for one in content["results"]:
         assert set(one) == {
             *("name", "method", "wanted_params", "encoder_params", "wer", "datasets"),
@@ -84,12 +84,12 @@ def test_what_was_reached_is_measured(compared):
 
 
 def test_what_cannot_be_reached_is_told_with_its_reason(compared):
-    missed = [one for one in _content(compared)["results"] if one["wanted_params"] == 5e5]
+    missed = [one for one in _content(compared)["results"] if one["wanted_params"] == 2e5]
     for one in missed:
-        assert "500,000" in one["reason"]
+        assert "200,000" in one["reason"]
         assert one["encoder_params"] is one["wer"] is one["encoder_relative_error"] is None
         assert one["plan"] == {}
-    assert _content(compared)["best"]["0.5M"] is None
+    assert _content(compared)["best"]["0.2M"] is None
 
 
 def test_each_entry_calibrates_once(compared):
@@ -101,10 +101,10 @@ def test_each_entry_calibrates_once(compared):
 
 def test_the_report_says_the_same(compared):
     text = (compared / "report" / "compare.md").read_text()
-    assert "| 0.5M | not reached | not reached |" in text
+    assert "| 0.2M | not reached | not reached |" in text
     best = next(one for one in _content(compared)["results"] if one["name"] == "sens")
     assert f"{best['wer']:.2f} ({best['encoder_relative_error']:.4f})" in text
-    assert "- sens, 0.50M: encoder_params: 500,000 parameters cannot be reached" in text
+    assert "- sens, 0.20M: encoder_params: 200,000 parameters cannot be reached" in text
     assert (compared / "report" / "compare.png").read_bytes().startswith(b"\x89PNG")
     assert "data:image/png;base64," in (compared / "report" / "report.html").read_text()
 
@@ -118,7 +118,7 @@ def test_models_are_kept_when_asked(compared):
 
 def test_the_stored_recipe_is_that_of_the_run(compared):
     stored = yaml.safe_load((compared / "recipe.yaml").read_text())
-    assert stored["compare"]["encoder_params"] == ["6.8M", "0.5M"]
+    assert stored["compare"]["encoder_params"] == ["6.8M", "0.2M"]
     recipe = load_recipe(compared / "recipe.yaml")
     assert list(recipe.compare.methods) == ["pca", "sens"]
     assert to_yaml(recipe) == (compared / "recipe.yaml").read_text()

@@ -191,9 +191,9 @@ def test_low_precision_evaluates_too(arguments, tmp_path):
 
 def test_a_budget_out_of_reach_is_refused_and_leaves_nothing(arguments, tmp_path, capsys):
     rest = [*without(arguments, "data.test"), "data.test=null", "evaluation.dense=false"]
-    assert fit([*rest, "compression.budget.encoder_params=0.5M"]) == 2
+    assert fit([*rest, "compression.budget.encoder_params=0.2M"]) == 2
     error = capsys.readouterr().err
-    assert "compression.budget: encoder_params: 500,000 parameters cannot be reached" in error
+    assert "compression.budget: encoder_params: 200,000 parameters cannot be reached" in error
     assert not (tmp_path / "run").exists()
 
 
