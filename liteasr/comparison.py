@@ -92,6 +92,8 @@ def smallest_size(module: WhisperModule, granularity: int) -> int:
         LinearShape(linear.in_features, linear.out_features, linear.bias is not None, pivoted=True)
         for linear in find_linears(module.model).values()
     ]
+    width = int(module.model.config.d_model)
+    shapes.append(LinearShape(3 * width, width, pivoted=True))  # the second convolution
     saved = [shape.dense_params() - shape.low_rank_params(granularity) for shape in shapes]
     return encoder_parameters(module.encoder) - sum(max(0, params) for params in saved)
 

@@ -145,8 +145,9 @@ def read_ranks(file: Path, config: LiteWhisperConfig) -> Ranks | CompressionPlan
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(content, dict) and "low_rank_config" in content:
-            if content.get("reduced_attention"):
-                raise ValueError("it has reduced_attention besides; give the plan.json of its run")
+            for key in ("reduced_attention", "conv2_rank"):
+                if content.get(key):
+                    raise ValueError(f"it has {key} besides; give the plan.json of its run")
             if bool(content.get("pivoted")) != config.pivoted:
                 raise ValueError(
                     "--pivoted must be given where pivoted is true in it, and only there"

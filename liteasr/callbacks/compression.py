@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -173,9 +174,10 @@ class CompressionCallback(L.Callback):
         if trainer.ckpt_path is not None:
             self.plan = _plan_of_checkpoint(trainer.ckpt_path)
             pl_module.apply_plan(self.plan)
+            unframe_convolution(pl_module.model)
             rank_zero_info(f"compressed structure rebuilt from {trainer.ckpt_path}")
             return
-        with _calibrating(trainer, pl_module):
+        with _calibrating(trainer, pl_module), _dense_as_it_was(pl_module.model):
             self.method.processes = processes_of(trainer)
             self.method.decoder = pl_module.decoder()
             self.method.prepare(pl_module.encoder, self.select_modules(pl_module))
@@ -277,7 +279,6 @@ class CompressionCallback(L.Callback):
         if final is None:
             final = self._compress_blocks(trainer, pl_module, plan, store, blocks)
         pl_module.apply_plan(plan, _pivoted(trainer, final) if plan.pivoted else final)
-        unframe_convolution(pl_module.model)
         for name in plan.ranks:
             self.on_layer_compressed(trainer, pl_module, name, plan.layers[name])
         if trainer.is_global_zero:
@@ -374,6 +375,15 @@ def _pivoted(
     everyones = trainer.strategy.broadcast(mine)
     assert everyones is not None
     return everyones
+
+
+@contextmanager
+def _dense_as_it_was(model: nn.Module) -> Iterator[None]:
+    """Change back what a method exchanged to look at it and left dense, also if it fails."""
+    try:
+        yield
+    finally:
+        unframe_convolution(model)
 
 
 class _calibrating:

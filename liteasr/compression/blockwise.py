@@ -118,8 +118,10 @@ class RefinedMethod(SensitivityMethod):
 
     def before_block(self, block: nn.Module) -> None:
         """Compute what the dense block gives."""
-        if self._walk is None:
+        if self.refinement.steps == self.joint.steps == 0:
             return
+        if self._walk is None:
+            raise RuntimeError("before_blocks comes first")
         encoder: Any = self.encoder
         assert self._windows is not None
         if block is encoder.layers[0]:

@@ -104,8 +104,9 @@ class SensitivityMethod(GradientMethod):
 
     def select(self, model: nn.Module) -> dict[str, nn.Linear]:
         """The linear layers of the blocks, and the second convolution as one."""
+        linears = super().select(model)
         if not self.convolution:
-            return super().select(model)
+            return linears
         frame_convolution(model)
         return find_linears(model, [*ENCODER_LINEARS, CONVOLUTION_LINEAR])
 
@@ -125,21 +126,26 @@ class SensitivityMethod(GradientMethod):
 
     def state_dict(self) -> dict[str, Any]:
         """Statistics, and times where they were measured."""
-        times = None if self._times is None else asdict(self._times) | {"pivoted": self.pivoted}
+        times = None if self._times is None else asdict(self._times)
         return {**super().state_dict(), "times": times}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what :meth:`state_dict` gave."""
         super().load_state_dict(state)
-        times = state.get("times")
-        # Times of other layers are measured again.
-        if times is not None and times.get("pivoted", False) == self.pivoted:
+        if (times := state.get("times")) is not None:
             layers = {name: LayerTimes(**one) for name, one in times["layers"].items()}
             self._times = EncoderTimes(times["encoder"], layers)
 
     def shape(self, name: str) -> LinearShape:
         """Widths of a layer, and what its ranks cost."""
         return replace(super().shape(name), pivoted=self.pivoted)
+
+    def statistics_options(self) -> dict[str, Any]:
+        """Those of the sums; times are of one kind of layer."""
+        options = super().statistics_options()
+        if self.budget.kind == "encoder_time_ratio":
+            options["times"] = "pivoted" if self.pivoted else "two factors"
+        return options
 
     @property
     def used_damping(self) -> float:

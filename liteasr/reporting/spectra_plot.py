@@ -125,11 +125,12 @@ def _break_even(axes: Axes, plan: CompressionPlan, linear: str) -> None:
 
 def _scale(axes: Axes, spectra: Spectra, plan: CompressionPlan) -> None:
     """Logarithmic; what is far below every cut is not worth the room."""
-    most = max((max(curve.left_out) for curve in spectra.layers.values()), default=1.0)
+    drawn = {name: curve for name, curve in spectra.layers.items() if place_of(name)}
+    most = max((max(curve.left_out) for curve in drawn.values()), default=1.0)
     cuts = [
         curve.left_out[curve.ranks.index(rank)]
         for name, rank in plan.ranks.items()
-        if (curve := spectra.layers.get(name)) is not None and rank in curve.ranks
+        if (curve := drawn.get(name)) is not None and rank in curve.ranks
     ]
     least = min((cut for cut in cuts if cut > 0), default=most)
     if most > 0:

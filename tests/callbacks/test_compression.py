@@ -328,6 +328,17 @@ def refined():
     return RefinedMethod(Budget("encoder_ratio", 0.4), **steps)
 
 
+def test_a_model_is_left_as_it_was_where_compression_fails(folder, tmp_path):
+    module = WhisperModule(str(folder))
+    before = {name: one.clone() for name, one in module.model.state_dict().items()}
+    compression = CompressionCallback(RefinedMethod(Budget("encoder_ratio", 0.001)))
+    with pytest.raises(ValueError, match="cannot be reached"):
+        trainer(tmp_path, [compression]).fit(module, datamodule=Clips())
+    after = module.model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(one, before[name]) for name, one in after.items())
+
+
 def test_blocks_that_were_finished_are_not_refined_again(folder, tmp_path, monkeypatch):
     import liteasr.compression.blockwise
 

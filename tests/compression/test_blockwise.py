@@ -163,6 +163,7 @@ def test_a_block_without_low_rank_layers_is_passed(tiny_model, tiny_features):
         method.observe(CalibrationBatch(x, frames))
     method.reduce(lambda tensor: tensor)
     block: nn.Module = encoder.layers[0]
+    method.before_blocks()
     method.before_block(block)
     assert method.after_block(block, {}) == {}
     method.block_done(block)

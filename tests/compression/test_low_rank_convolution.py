@@ -145,6 +145,17 @@ def test_an_impossible_rank_in_the_configuration_is_named(tiny_model):
         LiteWhisperConfig(**settings)
 
 
+def test_what_is_in_low_rank_already_is_refused_and_left_alone(tiny_model, tiny_features):
+    method = calibrated(tiny_model, tiny_features, SensitivityMethod(BUDGET, convolution=False))
+    plan = method.allocate()
+    ranks = {name: one for name, one in plan.layers.items() if one.rank is not None}
+    assert len(ranks) == len(find_linears(tiny_model))
+    apply_plan(tiny_model, CompressionPlan(ranks))
+    with pytest.raises(ValueError, match="is low-rank already"):
+        SensitivityMethod(BUDGET).select(tiny_model)
+    assert isinstance(tiny_model.model.encoder.conv2, nn.Conv1d)
+
+
 def test_a_convolution_of_low_rank_is_not_compressed_again(compressed):
     with pytest.raises(ValueError, match="is low-rank already"):
         SensitivityMethod(BUDGET).select(compressed)

@@ -37,6 +37,11 @@ def test_with_a_low_rank_it_computes_what_the_linear_layer_does(cls):
     torch.testing.assert_close(framed(x), dense(x), rtol=1e-4, atol=1e-5)
     with torch.no_grad():
         torch.testing.assert_close(framed(x), dense(x), rtol=1e-4, atol=1e-5)
+    seen, expected = [], framed(x)
+    handle = framed.linear.register_forward_hook(lambda *_: seen.append(1))
+    torch.testing.assert_close(framed(x), expected, rtol=1e-4, atol=1e-5)
+    handle.remove()
+    assert seen == [1]
     framed(x).square().sum().backward()
     assert all(one.grad is not None and one.grad.any() for one in framed.parameters())
     with torch.autocast("cpu", torch.bfloat16):
