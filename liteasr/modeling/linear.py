@@ -93,7 +93,8 @@ class PivotedLinear(LowRankLinear):
 
     Where gradients are wanted, ``weight1`` and ``weight2``, the factors of
     :class:`LowRankLinear`, are put together first, which is more arithmetic and less copying; so
-    they are wherever something else asks for them.
+    they are wherever something else asks for them. A GPU, for which moving channels costs more than
+    the products that it saves, takes both factors too, or their product where that is less work.
 
     Args:
         in_features: Input width I.
@@ -150,7 +151,7 @@ class PivotedLinear(LowRankLinear):
         if not self.pivots_inputs:
             return self.skeleton
         rows = torch.cat([self._identity(), self.interpolation])
-        return rows.index_select(0, self.order.argsort())
+        return torch.empty_like(rows).index_copy(0, self.order.long(), rows)
 
     @property
     def weight2(self) -> Tensor:  # type: ignore[override]
@@ -168,6 +169,8 @@ class PivotedLinear(LowRankLinear):
         if torch.is_grad_enabled():
             return super().forward(x_BTI)
         x_TI, rank = x_BTI.reshape(-1, self.in_features), self.rank
+        if x_TI.device.type != "cpu":
+            return self._in_products(x_TI).view(*x_BTI.shape[:-1], self.out_features)
         if self.pivots_inputs:
             x_TI = _select(x_TI, self.order)
             x_TK = torch.addmm(x_TI[:, :rank], x_TI[:, rank:], self.interpolation)
@@ -177,6 +180,17 @@ class PivotedLinear(LowRankLinear):
             y_TO = _select(torch.cat([x_TK, x_TK @ self.interpolation], dim=1), self.order)
             y_TO = y_TO + self.bias.to(y_TO.dtype)
         return y_TO.view(*x_BTI.shape[:-1], self.out_features)
+
+    def _in_products(self, x_TI: Tensor) -> Tensor:
+        """Map (T, I) to (T, O) with matrix products alone.
+
+        The weight is put together where that and one product are less work than two products.
+        """
+        weight1_IK, weight2_KO = self.weight1, self.weight2
+        (frames, inside), (rank, outside) = x_TI.shape, weight2_KO.shape
+        if (frames + rank) * inside * outside < frames * rank * (inside + outside):
+            return torch.addmm(self.bias, x_TI, weight1_IK @ weight2_KO)
+        return torch.addmm(self.bias, x_TI @ weight1_IK, weight2_KO)
 
 
 def _select(x_TD: Tensor, order_D: Tensor) -> Tensor:

@@ -78,3 +78,13 @@ def test_pivots_go_on_as_they_are(widths):
     assert int((factor == 1).sum()) == int((factor == 0).sum()) == 2
     assert sum(one.numel() for one in layer.parameters()) == 2 * (sum(widths) - 2) + widths[1]
     assert sorted(layer.order.tolist()) == list(range(min(widths)))
+
+
+@pytest.mark.parametrize("widths", [(6, 9), (9, 6), (6, 6)])
+@pytest.mark.parametrize("rank", [1, 2, 5])
+@pytest.mark.parametrize("frames", [1, 40])
+def test_a_gpu_computes_the_same_without_moving_channels(widths, rank, frames):
+    layer = PivotedLinear(*widths, rank)
+    x = torch.randn(frames, widths[0])
+    with torch.no_grad():
+        torch.testing.assert_close(layer._in_products(x), layer(x))
