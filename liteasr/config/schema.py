@@ -237,7 +237,8 @@ class DataConfig:
     train_packed: float = 0.0
     """Share of the training windows, from 0 to 1, in which a clip is followed by others as far as
     the window holds them, instead of silence (for short clips; Distil-Whisper, arXiv 2311.00430,
-    does so with all)."""
+    does so with all). With timestamps the last one is cut where the window ends, as in long audio,
+    and the model learns where the segment that is cut begins."""
     eval_batch_size: int = 16
     """Utterances decoded together on one process."""
     num_workers: int = 1

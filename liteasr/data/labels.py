@@ -111,12 +111,15 @@ class LabelEncoder:
         stripped = [text.strip() for text in texts]
         return self(self._lead.join(text for text in stripped if text))
 
-    def with_timestamps(self, segments: Sequence[Segment], seconds: float) -> list[int]:
+    def with_timestamps(
+        self, segments: Sequence[Segment], seconds: float, open_at: float | None = None
+    ) -> list[int]:
         """The same, with the time at which each segment starts and ends around its text.
 
         Args:
             segments: Parts of the clip.
             seconds: Length of the clip, which no time exceeds.
+            open_at: Where a segment starts that does not end in the clip, in seconds.
 
         Raises:
             ValueError: If the tokenizer has no tokens for times.
@@ -127,6 +130,8 @@ class LabelEncoder:
         for segment in segments:
             start, end = (min(segment[key], seconds) for key in ("start", "end"))
             labels += [self._time(start), *self._text(segment["text"]), self._time(end)]
+        if open_at is not None:
+            labels.append(self._time(min(open_at, seconds)))
         return [*labels, self._end]
 
     def _text(self, text: str) -> list[int]:

@@ -72,13 +72,18 @@ class ExampleOptions(NamedTuple):
 
 
 class _Clip(NamedTuple):
-    """A row as it is heard in training."""
+    """A row as it is heard in training.
+
+    Attributes:
+        open_at: Where a segment begins of which only the start is heard, in seconds.
+    """
 
     id: str
     name: str
     audio: Samples
     text: str
     segments: list[Segment]
+    open_at: float | None = None
 
 
 class TrainingExample(NamedTuple):
@@ -172,6 +177,27 @@ class _Trainable:
             len(self._labels(clips)) <= self.options.longest
         )
 
+    def cut(self, clips: Sequence[_Clip], following: _Clip) -> list[_Clip]:
+        """What the rest of a window holds of the next clip, if the window is learned with times.
+
+        So are windows of long audio, which go on after the last segment that they hold whole. Of
+        the one that is cut the model learns where it begins, as Whisper did (arXiv 2212.04356,
+        section 2.3).
+        """
+        room = self.log_mel.window_samples - sum(len(clip.audio) for clip in clips)
+        if not self._has_times(clips) or not 0 < room < len(following.audio):
+            return []
+        seconds = room / self.log_mel.sampling_rate
+        whole = [one for one in following.segments if one["end"] <= seconds]
+        cut = following.segments[len(whole) :]
+        part = following._replace(
+            audio=following.audio[:room],
+            text=" ".join(one["text"] for one in whole),
+            segments=whole,
+            open_at=cut[0]["start"] if cut and cut[0]["start"] < seconds else None,
+        )
+        return [part] if self.fits([*clips, part]) else []
+
     def utterance(self, clips: Sequence[_Clip]) -> Utterance:
         """One after another."""
         return Utterance(
@@ -196,17 +222,22 @@ class _Trainable:
         # One that would not fit any more keeps its speed.
         return item.audio if self.log_mel.is_long(len(audio)) else audio
 
+    def _has_times(self, clips: Sequence[_Clip]) -> bool:
+        return zlib.crc32(clips[0].name.encode()) < self.options.timestamps * 2**32
+
     def _labels(self, clips: Sequence[_Clip]) -> list[int]:
-        if zlib.crc32(clips[0].name.encode()) >= self.options.timestamps * 2**32:
+        if not self._has_times(clips):
             return self.encode.joined([clip.text for clip in clips])
         segments: list[Segment] = []
+        open_at: float | None = None
         for number, clip in enumerate(clips):
             at = self._seconds(clips[:number])
             segments += [
                 {"start": at + one["start"], "end": at + one["end"], "text": one["text"]}
                 for one in clip.segments
             ]
-        return self.encode.with_timestamps(segments, self._seconds(clips))
+            open_at = None if clip.open_at is None else at + clip.open_at
+        return self.encode.with_timestamps(segments, self._seconds(clips), open_at)
 
 
 def _name(item: Utterance) -> str:
@@ -266,7 +297,7 @@ class TrainingTable(Dataset[TrainingExample]):
         return self.make.clip(rows[row], name, self.epoch)
 
     def _followed(self, clip: _Clip, rejected: list[Rejected]) -> list[_Clip]:
-        """A clip and those drawn to fill its window: as many as fit."""
+        """A clip and those drawn to fill its window."""
         clips, draw = [clip], self.make.draw(clip, self.epoch)
         while draw is not None:
             following = self._clip(draw.randrange(len(self)))
@@ -274,7 +305,7 @@ class TrainingTable(Dataset[TrainingExample]):
                 rejected.append(following)
                 break
             if not self.make.fits([*clips, following]):
-                break
+                return clips + self.make.cut(clips, following)
             clips.append(following)
         return clips
 
@@ -326,7 +357,7 @@ class TrainingStream(IterableDataset[TrainingExample]):
                 yield TrainingExample(None, (clip,))
                 continue
             if clips and not self.make.fits([*clips, clip]):
-                yield self._example(clips)
+                yield self._example(clips, self.make.cut(clips, clip))
                 clips = []
             clips.append(clip)
             if len(clips) == 1 and self.make.draw(clip, epoch) is None:
@@ -335,8 +366,8 @@ class TrainingStream(IterableDataset[TrainingExample]):
         if clips:
             yield self._example(clips)
 
-    def _example(self, clips: Sequence[_Clip]) -> TrainingExample:
-        return TrainingExample(self.make.utterance(clips), (), len(clips))
+    def _example(self, clips: Sequence[_Clip], cut: Sequence[_Clip] = ()) -> TrainingExample:
+        return TrainingExample(self.make.utterance([*clips, *cut]), (), len(clips))
 
 
 class TrainingCollate:

@@ -132,9 +132,28 @@ def test_windows_are_filled_with_further_clips(make_datamodule, make_folder):
     loader.sampler.set_epoch(1)
     assert sorted(first) != sorted(texts_of(loader, processor))
     timed = make_datamodule(processor, train=sets, train_packed=1.0, train_timestamps=1.0)
-    pattern = "<.0.00.> text .<.0.30.><.0.30.> text .<.0.60.><.0.60.> text .<.0.90.><.endoftext.>"
+    pattern = "<.0.00.> text .<.0.30.><.0.30.> text .<.0.60.><.0.60.> text .<.0.90.>"
     for text in timed_texts(timed.train_dataloader(), processor):
-        assert re.fullmatch(pattern, text)
+        assert re.fullmatch(pattern + "<.0.90.><.endoftext.>", text)
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_with_times_a_window_ends_in_a_clip_that_is_cut(make_datamodule, make_folder, is_stream):
+    """What ends within the window is learned whole, of what does not its start."""
+    processor = make_processor(seconds=1, chunk_length=1)
+    said = [{"start": 0.0, "end": 0.2, "text": "a"}, {"start": 0.3, "end": 0.5, "text": "b"}]
+    one = source(make_folder("a", [0.6] * 8, segments=[said] * 8), streaming=is_stream)
+    datamodule = make_datamodule(
+        processor, train={"a": one}, train_packed=1.0, train_timestamps=1.0
+    )
+    loader = datamodule.train_dataloader()
+    batch = next(iter(loader))
+    assert set(batch["frames"].tolist()) == {50}
+    text = processor.tokenizer.decode(
+        [token for token in batch["labels"][0].tolist() if token >= 0], decode_with_timestamps=True
+    )
+    whole = "<|0.00|> a<|0.20|><|0.30|> b<|0.50|>"
+    assert text.endswith(whole + "<|0.60|> a<|0.80|><|0.90|><|endoftext|>")
 
 
 def test_a_share_of_the_windows_is_filled(make_datamodule, make_folder, short_processor):
