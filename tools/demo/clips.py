@@ -87,8 +87,11 @@ def _plan(random_: random.Random, index: int, split: Split, said: set[str]) -> C
     return Clip(
         name=f"{index // 1000:03}/{index:06}.flac" if is_training else f"{index:03}.ogg",
         voice=_turn(voices, index),
-        manner=Manner(1.06 * _around(random_, 0.2), _around(random_, 0.18)),
-        warp=_around(random_, 0.12) if is_training else 1.0,
+        manner=Manner(
+            1.06 * _around(random_, 0.3 if is_training else 0.2),
+            _around(random_, 0.3 if is_training else 0.18),
+        ),
+        warp=_around(random_, 0.2) if is_training else 1.0,
         sentences=sentences,
         silences=(random_.uniform(0.05, 0.6), *pauses, random_.uniform(0.1, 0.6)),
         room=(random_.uniform(0.1, 0.45), random_.uniform(0.02, 0.25))

@@ -75,16 +75,23 @@ def _espeak(accents: str, variants: str, weight: float) -> tuple[Voice, ...]:
     return tuple(Voice("espeak", model, weight / len(models)) for model in models)
 
 
-_ACCENTS = "en-us en-gb en-gb-x-rp en-gb-x-gbclan"
+_ACCENTS = "en-us en-gb en-gb-x-rp en-gb-x-gbclan en-gb-x-gbcwmd en-gb-scotland en-us-nyc en-029"
+_VARIANTS = """
+    f1 f2 f3 f4 m1 m2 m3 m4 m5 m6 m7 m8 klatt klatt2 klatt3 Alex Alicia Andrea Andy Annie
+    Denis Diogo Gene Henrique Hugo Jacky Lee Marco Mario Mike Nguyen adam anika announcer
+    antonio aunty belinda benjamin boris caleb david ed edward grandma grandpa gustave iven
+    iven2 john kaukovalta linda marcelo max michel miguel norbert pablo pedro quincy rob
+    robert sandro shelby travis victor zac
+"""
 
 VOICES: dict[Split, tuple[Voice, ...]] = {
     Split.train: (
-        Voice("flite", "slt", 20),
-        Voice("flite", "awb", 20),
-        Voice("flite", "kal16", 8),
-        Voice("festival", "kal_diphone", 10),
+        Voice("flite", "slt", 16),
+        Voice("flite", "awb", 24),
+        Voice("flite", "kal16", 12),
+        Voice("festival", "kal_diphone", 16),
         Voice("festival", "cmu_us_slt_arctic_hts", 12),
-        *_espeak(_ACCENTS, "f2 f3 linda m1 m2 m3 m4 m5 klatt Annie", 30),
+        *_espeak(_ACCENTS, _VARIANTS, 30),
     ),
     Split.calibration: (
         Voice("flite", "slt", 2),
