@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
@@ -36,8 +37,13 @@ from liteasr.compression.windows import pack_windows
 
 __all__ = ["SensitivityMethod"]
 
+log = logging.getLogger(__name__)
+
 _TRIAL_CLIPS = 16
 """Clips on which the error of a choice is tried."""
+
+_ENOUGH_CLIPS = 50
+"""Calibration clips from which on their error is that of other speech, nearly (benchmarks.md)."""
 
 _TRIALS = 6
 _CLOSE = 0.95
@@ -206,6 +212,12 @@ class SensitivityMethod(GradientMethod):
 
     def _choose_error(self, wanted: float) -> tuple[dict[str, Option], float]:
         """The smallest encoder whose error on trial is at most ``wanted``, and that error."""
+        if len(self.clips) < _ENOUGH_CLIPS and self.processes.rank == 0:
+            log.warning(
+                "max_error: it is kept on the %d clips of calibration; with so few of them the "
+                "error on other speech is larger, with 8 three times",
+                len(self.clips),
+            )
         items, allowed = self._items(), wanted
         best: tuple[dict[str, Option], float] | None = None
         for _ in range(_TRIALS):

@@ -175,7 +175,7 @@ def test_budgets_are_met_from_below(fp64, kind):
     )
 
 
-def test_a_budget_by_error_is_met_on_the_calibration_clips(fp64):
+def test_a_budget_by_error_is_met_on_the_calibration_clips(fp64, caplog):
     model, features = fp64
     sizes = []
     for wanted in (0.02, 0.1):
@@ -187,6 +187,7 @@ def test_a_budget_by_error_is_met_on_the_calibration_clips(fp64):
         assert relative_error(model, small, features) == pytest.approx(wanted, rel=0.5)
         sizes.append(encoder_parameters(small.model.encoder))
     assert sizes[1] < sizes[0]
+    assert f"kept on the {len(method.clips)} clips of calibration" in caplog.text
 
 
 def test_the_plan_says_what_each_layer_brings(fp64):
