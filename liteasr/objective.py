@@ -90,7 +90,8 @@ class Objective(nn.Module):
         Args:
             model: The model in training mode; masks its input if its configuration says so.
             batch: ``input_features`` (B, M, F), ``labels`` (B, L), −100 where ignored, and
-                for CTC and the encoder's distillation ``frames`` (B,) that hold audio.
+                for CTC and the encoder's distillation ``frames`` (B,) that hold audio; for CTC
+                ``said_frames`` (B,) of which the labels tell all, if those are fewer.
             step: Optimizer steps done.
 
         Raises:
@@ -138,7 +139,7 @@ class Objective(nn.Module):
     def _ctc_loss(
         self, head: CTCHead, batch: Mapping[str, Any], encoded_BTD: Tensor, step: int
     ) -> Tensor:
-        labels_BL, frames_B = batch["labels"], batch["frames"]
+        labels_BL, frames_B = batch["labels"], batch.get("said_frames", batch["frames"])
         texts = self._texts(labels_BL.masked_fill(labels_BL < 0, self._end))
         if step < self.weights.flat_start_steps:
             return head.flat_start(encoded_BTD, frames_B, batch["input_features"], texts)

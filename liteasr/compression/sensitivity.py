@@ -43,7 +43,7 @@ _TRIAL_CLIPS = 16
 """Clips on which the error of a choice is tried."""
 
 _ENOUGH_CLIPS = 50
-"""Calibration clips from which on their error is that of other speech, nearly (benchmarks.md)."""
+"""Calibration clips, between the 32 that flatter and the 100 that hardly do (benchmarks.md)."""
 
 _TRIALS = 6
 _CLOSE = 0.95
@@ -212,10 +212,10 @@ class SensitivityMethod(GradientMethod):
 
     def _choose_error(self, wanted: float) -> tuple[dict[str, Option], float]:
         """The smallest encoder whose error on trial is at most ``wanted``, and that error."""
-        if len(self.clips) < _ENOUGH_CLIPS and self.processes.rank == 0:
+        if len(self.clips) < _ENOUGH_CLIPS:
             log.warning(
-                "max_error: it is kept on the %d clips of calibration; with so few of them the "
-                "error on other speech is larger, with 8 three times",
+                "max_error: it is kept on clips of calibration; with so few of them, %d, the error "
+                "on other speech is larger (with 8 three times, with 32 by a half)",
                 len(self.clips),
             )
         items, allowed = self._items(), wanted

@@ -10,12 +10,13 @@ from transformers import WhisperProcessor
 from liteasr.config import ROLES, ConfigError, DataConfig, LongForm, SourceConfig, TrainText
 from liteasr.data.calibration import CalibrationClips, CalibrationCollate, Draw, draw_clips
 from liteasr.data.evaluation import EvaluationCollate, stream_loader, table_loader
+from liteasr.data.examples import ExampleOptions
 from liteasr.data.features import LogMel
 from liteasr.data.labels import LabelEncoder
 from liteasr.data.loader import Extent, SpeechLoader, Tally, make_loader
 from liteasr.data.order import Order, evaluation_order
 from liteasr.data.sets import SpeechSet, check_disjoint, load_sets
-from liteasr.data.training import ExampleOptions, training_loader
+from liteasr.data.training import training_loader
 from liteasr.data.utterances import Sharding
 
 __all__ = ["SpeechDataModule"]

@@ -8,35 +8,29 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import random
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import datasets
-import numpy as np
-import soxr
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
 from liteasr.config import ConfigError
-from liteasr.data.audio import Samples
+from liteasr.data.examples import ExampleMaker, ExampleOptions, TrainingClip
 from liteasr.data.features import LogMel
-from liteasr.data.labels import LabelEncoder, Segment
+from liteasr.data.labels import LabelEncoder
 from liteasr.data.loader import Collated, EpochSampler, Extent, SpeechLoader, Tally, make_loader
-from liteasr.data.rows import FEATURES, Row
+from liteasr.data.rows import FEATURES
 from liteasr.data.sets import SpeechSet, durations
 from liteasr.data.utterances import (
     Rejected,
     Sharding,
     Utterance,
-    decode,
     shard_stream,
     stream_workers,
 )
 
 __all__ = [
-    "ExampleOptions",
     "TrainingCollate",
     "TrainingExample",
     "TrainingStream",
@@ -51,39 +45,6 @@ IGNORED = -100
 """Label that the loss leaves out."""
 
 _SHUFFLE_BUFFER = 256
-
-
-class ExampleOptions(NamedTuple):
-    """How training examples are made.
-
-    Attributes:
-        timestamps: Share of the clips that are learned with timestamps.
-        longest: Tokens that the decoder has positions for.
-        speed: Largest change of a clip's speed, as a share.
-        packed: Share of the windows that are filled with further clips.
-        seed: Seed of the speeds and of what is packed.
-    """
-
-    timestamps: float = 0.0
-    longest: int = 448
-    speed: float = 0.0
-    packed: float = 0.0
-    seed: int = 0
-
-
-class _Clip(NamedTuple):
-    """A row as it is heard in training.
-
-    Attributes:
-        open_at: Where a segment begins of which only the start is heard, in seconds.
-    """
-
-    id: str
-    name: str
-    audio: Samples
-    text: str
-    segments: list[Segment]
-    open_at: float | None = None
 
 
 class TrainingExample(NamedTuple):
@@ -127,124 +88,6 @@ def training_indices(one: SpeechSet, window_seconds: float) -> list[int]:
     return kept
 
 
-class _Trainable:
-    """Makes examples of rows: audio of one window at most, and its tokens.
-
-    Which windows are learned with timestamps depends on the identity of their first clip alone; how
-    fast a clip is played, and which windows are filled with more clips, on the epoch besides.
-    """
-
-    def __init__(self, log_mel: LogMel, encode: LabelEncoder, options: ExampleOptions) -> None:
-        self.log_mel = log_mel
-        self.encode = encode
-        self.options = options
-
-    def clip(self, row: Row, set_name: str, epoch: int) -> _Clip | Rejected:
-        """Decode a row."""
-        item = decode(row, set_name, self.log_mel.sampling_rate)
-        if isinstance(item, Rejected):
-            return item
-        if self.log_mel.is_long(len(item.audio)):
-            limit = self.log_mel.window_seconds
-            return Rejected(set_name, item.id, f"is longer than {limit:g} s", "long")
-        audio = self._at_another_speed(item, epoch)
-        stretch = len(audio) / len(item.audio)
-        whole: Segment = {"start": 0.0, "end": item.seconds, "text": item.text}
-        seconds = len(audio) / self.log_mel.sampling_rate
-        segments: list[Segment] = [
-            {
-                "start": min(one["start"] * stretch, seconds),
-                "end": min(one["end"] * stretch, seconds),
-                "text": one["text"],
-            }
-            for one in row.get("segments") or [whole]
-        ]
-        clip = _Clip(item.id, _name(item), audio, item.text, segments)
-        if len(self._labels([clip])) > self.options.longest:
-            reason = f"has more than {self.options.longest} tokens"
-            return Rejected(set_name, item.id, reason, "long")
-        return clip
-
-    def draw(self, clip: _Clip, epoch: int) -> random.Random | None:
-        """What draws the clips that are to follow this one in its window, if any are."""
-        draw = random.Random(f"packed/{self.options.seed}/{epoch}/{clip.name}")
-        return draw if draw.random() < self.options.packed else None
-
-    def fits(self, clips: Sequence[_Clip]) -> bool:
-        """Whether clips are one window at most, and their tokens what the decoder has room for."""
-        samples = sum(len(clip.audio) for clip in clips)
-        return not self.log_mel.is_long(samples) and (
-            len(self._labels(clips)) <= self.options.longest
-        )
-
-    def cut(self, clips: Sequence[_Clip], following: _Clip) -> list[_Clip]:
-        """What the rest of a window holds of the next clip, if the window is learned with times.
-
-        So are windows of long audio, which go on after the last segment that they hold whole. Of
-        the one that is cut the model learns where it begins, as Whisper did (arXiv 2212.04356,
-        section 2.3).
-        """
-        room = self.log_mel.window_samples - sum(len(clip.audio) for clip in clips)
-        if not self._has_times(clips) or not 0 < room < len(following.audio):
-            return []
-        seconds = room / self.log_mel.sampling_rate
-        whole = [one for one in following.segments if one["end"] <= seconds]
-        cut = following.segments[len(whole) :]
-        part = following._replace(
-            audio=following.audio[:room],
-            text=" ".join(one["text"] for one in whole),
-            segments=whole,
-            open_at=cut[0]["start"] if cut and cut[0]["start"] < seconds else None,
-        )
-        return [part] if self.fits([*clips, part]) else []
-
-    def utterance(self, clips: Sequence[_Clip]) -> Utterance:
-        """One after another."""
-        return Utterance(
-            "+".join(clip.id for clip in clips),
-            np.concatenate([clip.audio for clip in clips]),
-            " ".join(clip.text for clip in clips),
-            self._seconds(clips),
-            tuple(self._labels(clips)),
-        )
-
-    def _seconds(self, clips: Sequence[_Clip]) -> float:
-        return sum(len(clip.audio) for clip in clips) / self.log_mel.sampling_rate
-
-    def _at_another_speed(self, item: Utterance, epoch: int) -> Samples:
-        largest = self.options.speed
-        if largest == 0:
-            return item.audio
-        draw = random.Random(f"{self.options.seed}/{epoch}/{_name(item)}")
-        speed = draw.uniform(1 - largest, 1 + largest)
-        rate = self.log_mel.sampling_rate
-        audio = np.ascontiguousarray(soxr.resample(item.audio, rate * speed, rate))
-        # One that would not fit any more keeps its speed.
-        return item.audio if self.log_mel.is_long(len(audio)) else audio
-
-    def _has_times(self, clips: Sequence[_Clip]) -> bool:
-        return zlib.crc32(clips[0].name.encode()) < self.options.timestamps * 2**32
-
-    def _labels(self, clips: Sequence[_Clip]) -> list[int]:
-        if not self._has_times(clips):
-            return self.encode.joined([clip.text for clip in clips])
-        segments: list[Segment] = []
-        open_at: float | None = None
-        for number, clip in enumerate(clips):
-            at = self._seconds(clips[:number])
-            segments += [
-                {"start": at + one["start"], "end": at + one["end"], "text": one["text"]}
-                for one in clip.segments
-            ]
-            open_at = None if clip.open_at is None else at + clip.open_at
-        return self.encode.with_timestamps(segments, self._seconds(clips), open_at)
-
-
-def _name(item: Utterance) -> str:
-    """The file and its folder: the same wherever the set is."""
-    return "/".join(item.id.split("/")[-2:])
-
-
 class TrainingTable(Dataset[TrainingExample]):
     """Training sets that can be indexed, one after another.
 
@@ -271,7 +114,7 @@ class TrainingTable(Dataset[TrainingExample]):
         self.entries = torch.stack(
             [torch.cat(part), torch.cat([torch.tensor(indices) for _, _, indices in parts])]
         )
-        self.make = _Trainable(log_mel, encode, options)
+        self.make = ExampleMaker(log_mel, encode, options)
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -285,18 +128,18 @@ class TrainingTable(Dataset[TrainingExample]):
         rejected: list[Rejected] = []
         for offset in range(len(self)):
             clip = self._clip((index + offset) % len(self))
-            if isinstance(clip, _Clip):
+            if isinstance(clip, TrainingClip):
                 clips = self._followed(clip, rejected)
                 return TrainingExample(self.make.utterance(clips), tuple(rejected))
             rejected.append(clip)
         return TrainingExample(None, tuple(rejected))
 
-    def _clip(self, index: int) -> _Clip | Rejected:
+    def _clip(self, index: int) -> TrainingClip | Rejected:
         part, row = self.entries[:, index].tolist()
         name, rows = self.parts[part]
         return self.make.clip(rows[row], name, self.epoch)
 
-    def _followed(self, clip: _Clip, rejected: list[Rejected]) -> list[_Clip]:
+    def _followed(self, clip: TrainingClip, rejected: list[Rejected]) -> list[TrainingClip]:
         """A clip and those drawn to fill its window."""
         clips, draw = [clip], self.make.draw(clip, self.epoch)
         while draw is not None:
@@ -336,7 +179,7 @@ class TrainingStream(IterableDataset[TrainingExample]):
         shuffled: Any = rows.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER)
         self.rows: Any = shard_stream(shuffled, sharding, in_order=False)
         self.set_name = set_name
-        self.make = _Trainable(log_mel, encode, options)
+        self.make = ExampleMaker(log_mel, encode, options)
 
     def __iter__(self) -> Iterator[TrainingExample]:
         for epoch in itertools.count():
@@ -350,7 +193,7 @@ class TrainingStream(IterableDataset[TrainingExample]):
 
     def _pass(self, epoch: int) -> Iterator[TrainingExample]:
         """All rows once; in a window to be filled, a clip is followed by those that come next."""
-        clips: list[_Clip] = []
+        clips: list[TrainingClip] = []
         for row in self.rows:
             clip = self.make.clip(row, self.set_name, epoch)
             if isinstance(clip, Rejected):
@@ -366,12 +209,17 @@ class TrainingStream(IterableDataset[TrainingExample]):
         if clips:
             yield self._example(clips)
 
-    def _example(self, clips: Sequence[_Clip], cut: Sequence[_Clip] = ()) -> TrainingExample:
+    def _example(
+        self, clips: Sequence[TrainingClip], cut: Sequence[TrainingClip] = ()
+    ) -> TrainingExample:
         return TrainingExample(self.make.utterance([*clips, *cut]), (), len(clips))
 
 
 class TrainingCollate:
     """Batches of ``input_features`` (B, M, F), ``frames`` (B,), ``labels`` (B, L) and ``ids``.
+
+    ``said_frames`` (B,) of each hold what the labels say: all that are audio, but for those of a
+    segment that the window cuts.
 
     Args:
         log_mel: Feature extractor.
@@ -395,10 +243,15 @@ class TrainingCollate:
         batch = {
             "input_features": features_BMF,
             "frames": frames_B,
+            "said_frames": torch.tensor([self._said_frames(one) for one in found]),
             "labels": labels_BL,
             "ids": [utterance.id for utterance in found],
         }
         return Collated((batch,), rejected, rows)
+
+    def _said_frames(self, utterance: Utterance) -> int:
+        seconds = utterance.seconds if utterance.said_seconds is None else utterance.said_seconds
+        return self.log_mel.frames(round(seconds * self.log_mel.sampling_rate))
 
 
 def training_loader(

@@ -27,13 +27,18 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Utterance:
-    """A decoded row; ``labels`` are its tokens where it is for training."""
+    """A decoded row.
+
+    Where it is for training, ``labels`` are its tokens, which say what is heard in the first
+    ``said_seconds``.
+    """
 
     id: str
     audio: Samples
     text: str
     seconds: float
     labels: tuple[int, ...] = ()
+    said_seconds: float | None = None
 
 
 class Rejected(NamedTuple):

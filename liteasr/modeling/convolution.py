@@ -83,8 +83,10 @@ class FramedConvolution(nn.Module):
     @staticmethod
     def _outputs(linear: LowRankLinear, x_BKF: Tensor) -> Tensor:
         """What the second factor makes of the first one's channels, (B, O, F)."""
-        if torch.is_grad_enabled() or not isinstance(linear, PivotedLinear) or linear.pivots_inputs:
+        is_plain = not isinstance(linear, PivotedLinear) or linear.pivots_inputs
+        if is_plain or torch.is_grad_enabled() or x_BKF.device.type != "cpu":
             return linear.weight2.T @ x_BKF
+        assert isinstance(linear, PivotedLinear)
         both_BOF = torch.cat([x_BKF, linear.interpolation.T @ x_BKF], dim=1)
         return both_BOF.index_select(1, linear.order)
 

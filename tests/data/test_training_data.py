@@ -132,28 +132,47 @@ def test_windows_are_filled_with_further_clips(make_datamodule, make_folder):
     loader.sampler.set_epoch(1)
     assert sorted(first) != sorted(texts_of(loader, processor))
     timed = make_datamodule(processor, train=sets, train_packed=1.0, train_timestamps=1.0)
-    pattern = "<.0.00.> text .<.0.30.><.0.30.> text .<.0.60.><.0.60.> text .<.0.90.>"
+    pattern = "<.0.00.> text .<.0.30.><.0.30.> text .<.0.60.><.0.60.> text .<.0.90.><.endoftext.>"
     for text in timed_texts(timed.train_dataloader(), processor):
-        assert re.fullmatch(pattern + "<.0.90.><.endoftext.>", text)
+        assert re.fullmatch(pattern, text)
 
 
-@pytest.mark.parametrize("is_stream", [False, True])
-def test_with_times_a_window_ends_in_a_clip_that_is_cut(make_datamodule, make_folder, is_stream):
+def test_with_times_a_window_ends_in_a_clip_that_is_cut(make_datamodule, make_folder):
     """What ends within the window is learned whole, of what does not its start."""
     processor = make_processor(seconds=1, chunk_length=1)
+    said = [{"start": 0.0, "end": 0.14, "text": "a"}, {"start": 0.16, "end": 0.5, "text": "b"}]
+    sets = {"a": source(make_folder("a", [0.6] * 8, segments=[said] * 8))}
+    options = {"train_packed": 1.0, "train_timestamps": 1.0}
+    loader = make_datamodule(processor, train=sets, **options).train_dataloader()
+    (text,) = timed_texts(loader, processor)
+    assert text == "<|0.00|> a<|0.14|><|0.16|> b<|0.50|><|0.60|> a<|0.74|><|0.76|><|endoftext|>"
+    for batch in loader:
+        assert set(batch["frames"].tolist()) == {50}
+        assert set(batch["said_frames"].tolist()) == {38}
+
+
+def test_a_segment_of_which_nothing_can_be_heard_is_left_out(make_datamodule, make_folder):
+    """With the sound of it; what is whole stays."""
+    processor = make_processor(seconds=1, chunk_length=1)
     said = [{"start": 0.0, "end": 0.2, "text": "a"}, {"start": 0.3, "end": 0.5, "text": "b"}]
-    one = source(make_folder("a", [0.6] * 8, segments=[said] * 8), streaming=is_stream)
-    datamodule = make_datamodule(
-        processor, train={"a": one}, train_packed=1.0, train_timestamps=1.0
-    )
-    loader = datamodule.train_dataloader()
-    batch = next(iter(loader))
-    assert set(batch["frames"].tolist()) == {50}
-    text = processor.tokenizer.decode(
-        [token for token in batch["labels"][0].tolist() if token >= 0], decode_with_timestamps=True
-    )
-    whole = "<|0.00|> a<|0.20|><|0.30|> b<|0.50|>"
-    assert text.endswith(whole + "<|0.60|> a<|0.80|><|0.90|><|endoftext|>")
+    sets = {"a": source(make_folder("a", [0.6] * 8, segments=[said] * 8))}
+    options = {"train_packed": 1.0, "train_timestamps": 1.0}
+    loader = make_datamodule(processor, train=sets, **options).train_dataloader()
+    (text,) = timed_texts(loader, processor)
+    assert text == "<|0.00|> a<|0.20|><|0.30|> b<|0.50|><|0.60|> a<|0.80|><|endoftext|>"
+    assert {frames for batch in loader for frames in batch["frames"].tolist()} == {45}
+
+
+def test_nothing_is_cut_where_the_decoder_has_no_room_for_it(make_datamodule, make_folder):
+    processor = make_processor(seconds=1, chunk_length=1)
+    sets = {"a": source(make_folder("a", [0.6] * 8, texts=["12345"] * 8))}
+    options = {"train_packed": 1.0, "train_timestamps": 1.0}
+    lengths = {}
+    for most in (9, 20):
+        loader = make_datamodule(processor, train=sets, max_labels=most, **options)
+        batches = list(loader.train_dataloader())
+        lengths[most] = {frames for batch in batches for frames in batch["frames"].tolist()}
+    assert lengths == {9: {30}, 20: {50}}
 
 
 def test_a_share_of_the_windows_is_filled(make_datamodule, make_folder, short_processor):
@@ -467,3 +486,19 @@ def test_real_checkpoint(make_datamodule, real_model, real_speech):
     (batch,) = make_datamodule(real, train=sets).train_dataloader()
     assert batch["labels"][:, 0].tolist() == [2008, 2008]
     assert batch["input_features"].shape == (2, 80, 3000)
+
+
+def test_with_times_a_window_of_a_stream_ends_in_what_comes_next(make_datamodule, stream):
+    """Its start alone, and all of it in the next window."""
+    processor = make_processor(seconds=1, chunk_length=1)
+    hub = stream([audio_bytes(0.6, seed=n) for n in range(4)])
+    options = {"train_packed": 1.0, "train_timestamps": 1.0, "train_batch_size": 1}
+    loader = make_datamodule(processor, train={"a": hub}, **options).train_dataloader()
+    decode = processor.tokenizer.decode
+    rows = [batch["labels"][0].tolist() for batch in itertools.islice(loader, 4)]
+    texts = [decode(row, decode_with_timestamps=True) for row in rows]
+    pattern = r"<.0.00.> ([^<]+)<.0.60.>(<.0.60.>)?<.endoftext.>"
+    found = [re.fullmatch(pattern, text) for text in texts]
+    assert len({match[1] for match in found}) == 4
+    # The last clip of a pass has none after it.
+    assert [match[2] is not None for match in found] == [True, True, True, False]

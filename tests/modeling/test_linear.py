@@ -85,6 +85,27 @@ def test_pivots_go_on_as_they_are(widths):
 @pytest.mark.parametrize("frames", [1, 40])
 def test_a_gpu_computes_the_same_without_moving_channels(widths, rank, frames):
     layer = PivotedLinear(*widths, rank)
+    torch.nn.init.normal_(layer.bias)
     x = torch.randn(frames, widths[0])
     with torch.no_grad():
         torch.testing.assert_close(layer._in_products(x), layer(x))
+
+
+@pytest.mark.parametrize("widths", WIDTHS)
+def test_on_other_devices_shapes_are_the_same(widths):
+    layer = PivotedLinear(*widths, 2, device="meta")
+    with torch.no_grad():
+        assert layer(torch.empty(2, 7, widths[0], device="meta")).shape == (2, 7, widths[1])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("widths", WIDTHS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.1)])
+def test_a_gpu_agrees_with_the_cpu(widths, dtype, tolerance):
+    layer = PivotedLinear(*widths, 2)
+    torch.nn.init.normal_(layer.bias)
+    x = torch.randn(2, 40, widths[0])
+    with torch.no_grad():
+        expected = layer(x)
+        found = layer.to("cuda", dtype)(x.to("cuda", dtype)).float().cpu()
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
