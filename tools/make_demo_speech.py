@@ -26,6 +26,7 @@ import argparse
 import itertools
 import json
 import sys
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -39,6 +40,9 @@ from demo.grammar import Split
 from demo.voices import missing_packages
 
 SHIPPED_CLIPS = 64
+
+_COMPARED = 50
+"""Clips by whose plans a set that is to go on is recognised."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,10 +79,13 @@ def make_set(folder: Path, split: Split, count: int, seed: int, processes: int) 
         processes: How many work at once; the result does not depend on it.
 
     Raises:
-        ValueError: If the folder holds a set of another kind or seed.
+        ValueError: If the folder holds a set of another kind or seed, or of another version of the
+            voices and sentences.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _check_settings(folder / "generation.json", {"split": split.value, "seed": seed})
+    first = repr(list(itertools.islice(plan_clips(seed, split), _COMPARED))).encode()
+    settings = {"split": split.value, "seed": seed, "plan": zlib.crc32(first)}
+    _check_settings(folder / "generation.json", settings)
     metadata = folder / "metadata.jsonl"
     done = _finished_lines(metadata)
     clips = list(itertools.islice(plan_clips(seed, split), done, max(done, count)))

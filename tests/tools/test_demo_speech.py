@@ -156,6 +156,17 @@ def test_interrupted_set_goes_on(tmp_path):
     assert make_demo_speech.main(command) == 2
 
 
+def test_a_set_of_other_voices_does_not_go_on(tmp_path, monkeypatch, capsys):
+    """Not with some clips by the old plan and some by the new one."""
+    monkeypatch.setattr(make_demo_speech, "missing_packages", list)
+    monkeypatch.setattr(make_demo_speech, "_write_all", lambda *args: iter(()))
+    command = ["train", "--output", str(tmp_path / "set"), "--clips", "1"]
+    assert make_demo_speech.main(command) == make_demo_speech.main(command) == 0
+    monkeypatch.setitem(VOICES, Split.train, VOICES[Split.train][1:])
+    assert make_demo_speech.main(command) == 2
+    assert "holds a set of" in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------------------- what is shipped
 
 
