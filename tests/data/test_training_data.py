@@ -137,30 +137,36 @@ def test_windows_are_filled_with_further_clips(make_datamodule, make_folder):
         assert re.fullmatch(pattern, text)
 
 
-def test_with_times_a_window_ends_in_a_clip_that_is_cut(make_datamodule, make_folder):
+@pytest.fixture
+def cut_windows(make_datamodule, make_folder):
+    """Text and batches of windows of 1 s with clips of 0.6 s and two segments."""
+
+    def make(*segments):
+        processor = make_processor(seconds=1, chunk_length=1)
+        said = [{"start": a, "end": b, "text": text} for a, b, text in segments]
+        sets = {"a": source(make_folder("a", [0.6] * 8, segments=[said] * 8))}
+        options = {"train_packed": 1.0, "train_timestamps": 1.0}
+        loader = make_datamodule(processor, train=sets, **options).train_dataloader()
+        (text,) = timed_texts(loader, processor)
+        return text, list(loader)
+
+    return make
+
+
+def test_with_times_a_window_ends_in_a_clip_that_is_cut(cut_windows):
     """What ends within the window is learned whole, of what does not its start."""
-    processor = make_processor(seconds=1, chunk_length=1)
-    said = [{"start": 0.0, "end": 0.14, "text": "a"}, {"start": 0.16, "end": 0.5, "text": "b"}]
-    sets = {"a": source(make_folder("a", [0.6] * 8, segments=[said] * 8))}
-    options = {"train_packed": 1.0, "train_timestamps": 1.0}
-    loader = make_datamodule(processor, train=sets, **options).train_dataloader()
-    (text,) = timed_texts(loader, processor)
+    text, batches = cut_windows((0.0, 0.14, "a"), (0.16, 0.5, "b"))
     assert text == "<|0.00|> a<|0.14|><|0.16|> b<|0.50|><|0.60|> a<|0.74|><|0.76|><|endoftext|>"
-    for batch in loader:
+    for batch in batches:
         assert set(batch["frames"].tolist()) == {50}
         assert set(batch["said_frames"].tolist()) == {38}
 
 
-def test_a_segment_of_which_nothing_can_be_heard_is_left_out(make_datamodule, make_folder):
+def test_a_segment_of_which_nothing_can_be_heard_is_left_out(cut_windows):
     """With the sound of it; what is whole stays."""
-    processor = make_processor(seconds=1, chunk_length=1)
-    said = [{"start": 0.0, "end": 0.2, "text": "a"}, {"start": 0.3, "end": 0.5, "text": "b"}]
-    sets = {"a": source(make_folder("a", [0.6] * 8, segments=[said] * 8))}
-    options = {"train_packed": 1.0, "train_timestamps": 1.0}
-    loader = make_datamodule(processor, train=sets, **options).train_dataloader()
-    (text,) = timed_texts(loader, processor)
+    text, batches = cut_windows((0.0, 0.2, "a"), (0.3, 0.5, "b"))
     assert text == "<|0.00|> a<|0.20|><|0.30|> b<|0.50|><|0.60|> a<|0.80|><|endoftext|>"
-    assert {frames for batch in loader for frames in batch["frames"].tolist()} == {45}
+    assert {frames for batch in batches for frames in batch["frames"].tolist()} == {45}
 
 
 def test_nothing_is_cut_where_the_decoder_has_no_room_for_it(make_datamodule, make_folder):
