@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from liteasr.ctc import CTCHead
+from liteasr.objective import LossWeights, Objective
 
 BLANK = CTCHead.BLANK
 
@@ -79,3 +80,21 @@ def test_a_flat_start_takes_any_text(head, text):
     features = torch.randn(2, 3, 10)
     loss = head.flat_start(torch.randn(2, 5, 4), torch.tensor([3, 5]), features, [text, "a"])
     assert loss.isfinite()
+
+
+@pytest.mark.parametrize("flat_start_steps", [0, 1])
+def test_what_the_labels_do_not_say_is_not_heard(tiny_model, flat_start_steps):
+    """Speech after ``said_frames`` is of a segment that the window cuts: nothing to be aligned."""
+    torch.manual_seed(0)
+    model = tiny_model.eval()
+    weights = LossWeights(ctc=0.5, flat_start_steps=flat_start_steps)
+    objective = Objective(weights, model.config.d_model, lambda _: ["ab"], end=0)
+    frames = model.config.max_source_positions
+    features = torch.randn(1, model.config.num_mel_bins, 2 * frames)
+    batch = {"input_features": features, "labels": torch.tensor([[1, 2]])}
+
+    def ctc(**counts):
+        held = {name: torch.tensor([count]) for name, count in counts.items()}
+        return objective(model, {**batch, **held}, step=0)[1]["ctc"].item()
+
+    assert ctc(frames=frames, said_frames=20) == ctc(frames=20) != ctc(frames=frames)
