@@ -68,6 +68,21 @@ def test_a_model_for_short_windows_is_not_packed(work):
         make_demo_model.main(["pack", "short"])
 
 
+def test_an_average_is_the_mean_of_all_weights(work):
+    make_demo_model.main(["shape", "--window", "2", "--output", "shape"])
+    _, processor = load("shape", random_weights=True)
+    weights = {}
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model, _ = load("shape", random_weights=True)
+        model.save_pretrained(str(seed))
+        processor.save_pretrained(str(seed))
+        weights[seed] = model.state_dict()
+    make_demo_model.main(["average", "0", "1", "2", "--output", "average"])
+    for name, mean in load("average")[0].state_dict().items():
+        torch.testing.assert_close(mean, sum(one[name] for one in weights.values()) / 3)
+
+
 def test_a_packed_model_can_be_loaded_with_its_windows(work, monkeypatch):
     shutil.copytree(make_demo_model.PACKAGED, work / "package")
     monkeypatch.setattr(make_demo_model, "PACKAGED", work / "package")

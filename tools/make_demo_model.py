@@ -1,4 +1,4 @@
-r"""Make the shape of the demo model, or put trained weights into a longer window.
+r"""Make the shape of the demo model, put trained weights into a longer window, or average them.
 
 ::
 
@@ -6,12 +6,16 @@ r"""Make the shape of the demo model, or put trained weights into a longer windo
     python tools/make_demo_model.py lengthen runs/train_short/model \
       --window 8 --output runs/demo/middle
     python tools/make_demo_model.py lengthen runs/train_middle/model --output runs/demo/long
-    python tools/make_demo_model.py pack runs/train/model
+    python tools/make_demo_model.py average runs/train_middle/model runs/longer/model \
+      --output runs/demo/average
+    python tools/make_demo_model.py pack runs/demo/average
 
 ``shape`` writes a folder with everything but weights, for ``model.weights: random``. Whisper's
 encoder costs as much for a second of speech as for thirty, so most of the training happens on short
 windows. Its positions are sinusoids that are never trained: ``lengthen`` computes those of a longer
-window and keeps all other weights. ``pack`` puts the weights into the package in half precision.
+window and keeps all other weights. ``average`` takes the mean of the weights of several models, one
+trained from the other (model soups, arXiv 2203.05482). ``pack`` puts the weights into the package
+in half precision.
 """
 
 from __future__ import annotations
@@ -67,6 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     longer.add_argument("model", type=Path)
     longer.add_argument("--window", type=int, default=WINDOW, help="seconds")
     longer.add_argument("--output", type=Path, required=True)
+    mean = commands.add_parser("average", help="mean of the weights of models of one shape")
+    mean.add_argument("models", type=Path, nargs="+", metavar="model")
+    mean.add_argument("--output", type=Path, required=True)
     packed = commands.add_parser("pack", help="put trained weights into the package")
     packed.add_argument("model", type=Path)
     options = parser.parse_args(arguments)
@@ -74,6 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_shape(options.output, options.window)
     elif options.command == "lengthen":
         lengthen(options.model, options.output, options.window)
+    elif options.command == "average":
+        average(options.models, options.output)
     else:
         pack(options.model)
     return 0
@@ -139,6 +148,19 @@ def lengthen(source: Path, output: Path, window: int) -> None:
     longer.generation_config = _generation()
     longer.save_pretrained(output)
     processor.save_pretrained(output)
+
+
+def average(sources: Sequence[Path], output: Path) -> None:
+    """Take the mean of the weights of models of one shape; the rest is of the first of them."""
+    model, *others = [
+        WhisperForConditionalGeneration.from_pretrained(source, dtype=torch.float32)
+        for source in sources
+    ]
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight += sum(other.get_parameter(name) - weight for other in others) / len(sources)
+    model.save_pretrained(output)
+    WhisperProcessor.from_pretrained(sources[0]).save_pretrained(output)
 
 
 def pack(source: Path) -> None:
