@@ -25,6 +25,7 @@ from liteasr.cli import COMMANDS, run_main
 from liteasr.compression import (
     collect_head_dims,
     collect_ranks,
+    expand_heads,
     pivot_layers,
     unframe_convolution,
     unpivot_layers,
@@ -87,23 +88,16 @@ def export_model(
         folder: Where to write.
         dtype: Type of the stored weights; the model's if absent.
         published: Write the published lite-whisper format, so that its own classes open the folder
-            too: pivoted layers get two factors, or a dense weight where that is smaller, and the
-            convolution a dense weight, which is the same function in more parameters; reduced
-            attention is refused. Without all three the format is the published one in any case.
+            too: pivoted layers get two factors, or a dense weight where that is smaller, reduced
+            heads are filled up with zeros, and the convolution gets a dense weight, which is the
+            same function in more parameters. Without all three the format is the published one in
+            any case.
 
     Raises:
         ValueError: If the model cannot be written in the format, or the reloaded weights are not
             those that were written.
     """
-    reduced = next(iter(collect_head_dims(model)), None)
-    if published and reduced is not None:
-        raise ValueError(
-            f"{reduced} has heads of fewer dimensions, for which the published format has no "
-            "place: export with published=False, or compress with low rank alone"
-        )
-    saved = _as_saved(
-        _in_one_form(model, pivoted=not published, convolution=not published), dtype or model.dtype
-    )
+    saved = _as_saved(_in_one_form(model, published=published), dtype or model.dtype)
     with atomic_folder(folder) as temporary:
         saved.save_pretrained(temporary)
         _save_processor(processor, temporary)
@@ -175,24 +169,28 @@ def _explain_to_transformers_4(processor: WhisperProcessor, folder: Path) -> Non
 
 
 def _in_one_form(
-    model: WhisperForConditionalGeneration, *, pivoted: bool, convolution: bool = True
+    model: WhisperForConditionalGeneration, *, pivoted: bool = True, published: bool = False
 ) -> WhisperForConditionalGeneration:
     """The model, or a copy of the same function that can be written.
 
     Args:
         model: Whisper.
         pivoted: Pivot all low-rank layers where one is; else none.
-        convolution: Leave a convolution of low rank as it is.
+        published: Low-rank layers of two factors alone, in the blocks alone.
     """
+    pivoted, convolution = pivoted and not published, not published
     layers = [one for one in model.modules() if isinstance(one, LowRankLinear)]
     found = {isinstance(one, PivotedLinear) for one in layers}
     framed = [one.linear for one in model.modules() if isinstance(one, FramedConvolution)]
     stays = not framed or (convolution and isinstance(framed[0], LowRankLinear))
+    stays = stays and not (published and collect_head_dims(model))
     if stays and (True not in found or (pivoted and False not in found)):
         return model
     # The decoder, most of a large model, is shared.
     shared = (model.get_decoder(), model.proj_out)
     model = copy.deepcopy(model, {id(one): one for one in shared})
+    if published:
+        expand_heads(model)
     if True in found:
         (pivot_layers if pivoted else unpivot_layers)(model)
     unframe_convolution(model, low_rank=not convolution)

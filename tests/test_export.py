@@ -142,10 +142,24 @@ def test_a_model_of_reduced_attention_alone_is_lite_whisper_too(tiny_model, proc
     assert collect_head_dims(reloaded) == {REDUCED: (8, 12)}
 
 
-def test_the_published_format_refuses_reduced_attention(reduced, processor, tmp_path):
-    with pytest.raises(ValueError, match=r"layers\.1\.self_attn has heads.*published=False"):
-        export_model(reduced, processor, tmp_path / "model", published=True)
-    assert list(tmp_path.iterdir()) == []
+def test_the_published_format_gets_heads_filled_up_with_zeros(
+    reduced, processor, tiny_features, tmp_path
+):
+    export_model(reduced, processor, tmp_path / "model", published=True)
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert "reduced_attention" not in config
+    assert not config.get("pivoted")
+    published, _ = load(str(tmp_path / "model"))
+    assert collect_head_dims(published) == {}
+    assert collect_head_dims(reduced)
+    # Two factors of 2 heads of 8 or 12 dimensions, where they are smaller.
+    assert config["low_rank_config"][1]["q_proj"] == 16
+    assert published.model.encoder.layers[1].self_attn.k_proj.rank == 16
+    x = tiny_features[0][0]
+    with torch.no_grad():
+        expected = reduced.model.encoder(x).last_hidden_state
+        actual = published.model.encoder(x).last_hidden_state
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_published_format_takes_low_rank_layers(compressed, processor, tmp_path):

@@ -270,7 +270,7 @@ class CompressionCallback(L.Callback):
         """Allocate, then factorize and swap block by block; process 0 decides for all."""
         plan = self._agreed_plan(trainer)
         plan.calibration = {"clips": clips, "fingerprint": _fingerprint(trainer)}
-        decided = {"ranks": plan.ranks, "options": plan.options}
+        decided = {"ranks": plan.ranks, "heads": plan.head_dims, "options": plan.options}
         key = {**self._statistics_key(trainer, pl_module), **decided}
         store = StatisticsStore(self.statistics_dir, key, trainer.global_rank)
         blocks = _by_block(pl_module, plan.ranks)
@@ -308,7 +308,7 @@ class CompressionCallback(L.Callback):
                 if block is not None:
                     self.method.before_block(block)
                 factors = done if done is not None else self._factors(trainer, plan, names)
-                part = CompressionPlan({name: plan.layers[name] for name in names})
+                part = _part(plan, names)
                 pl_module.apply_plan(part, factors)
                 if block is not None and done is None:
                     within = {name.removeprefix(prefix): one for name, one in factors.items()}
@@ -423,6 +423,15 @@ def _by_block(pl_module: WhisperModule, ranks: Mapping[str, int]) -> list[_Block
     inside = {name for _, _, inside in blocks for name in inside}
     outside = [name for name in ranks if name not in inside]
     return [("", None, outside), *blocks] if outside else blocks
+
+
+def _part(plan: CompressionPlan, names: Sequence[str]) -> CompressionPlan:
+    """The plan for some layers and the self-attentions they belong to, with two factors each."""
+    parents = {name.rpartition(".")[0] for name in names}
+    return CompressionPlan(
+        {name: plan.layers[name] for name in names},
+        attention={name: one for name, one in plan.attention.items() if name in parents},
+    )
 
 
 def _spectra(method: CompressionMethod, plan: CompressionPlan) -> Spectra | None:

@@ -18,6 +18,7 @@ from liteasr.compression.attention_factors import (
     score_modes,
     value_modes,
 )
+from liteasr.compression.expand import expand_heads
 from liteasr.compression.factorize import (
     LowRankFactors,
     OutputPCA,
@@ -95,6 +96,7 @@ __all__ = [
     "collect_ranks",
     "encoder_flops",
     "encoder_parameters",
+    "expand_heads",
     "find_linears",
     "find_method",
     "frame_convolution",

@@ -21,9 +21,11 @@ __all__ = [
     "ThresholdRule",
     "allocate_budget",
     "allocate_error",
+    "combine",
     "kept_energy",
     "rank_for_energy",
     "rank_options",
+    "undominated",
 ]
 
 
@@ -227,6 +229,70 @@ def rank_options(
         if rank < len(lost) and count(rank) < options[0].cost:
             options.append(Option(count(rank), lost[rank], rank))
     return options
+
+
+def combine(
+    first: Sequence[Option], second: Sequence[Option], *, cost: int = 0, damage: float = 0.0
+) -> list[Option]:
+    """Options of two items together, the best for every price: those on the convex hull of the sum.
+
+    Args:
+        first: Options of one item.
+        second: Of the other.
+        cost: Added to each.
+        damage: Added to each.
+
+    Returns:
+        Options whose value is the pair of options that they consist of, costs ascending.
+
+    Example:
+        >>> steps = [Option(3, 0.0), Option(2, 1.0), Option(1, 3.0)]
+        >>> [(one.cost, one.damage) for one in combine(steps, [Option(6, 0.0), Option(4, 3.0)])]
+        [(5, 6.0), (6, 4.0), (8, 1.0), (9, 0.0)]
+    """
+    hulls = _hull(first), _hull(second)
+    steps = sorted(
+        (_slope(hull[index], hull[index + 1]), which, index + 1)
+        for which, hull in enumerate(hulls)
+        for index in range(len(hull) - 1)
+    )
+    chosen = [hulls[0][0], hulls[1][0]]
+    pairs = [tuple(chosen)]
+    for _, which, index in steps:
+        chosen[which] = hulls[which][index]
+        pairs.append(tuple(chosen))
+    return [
+        Option(cost + sum(one.cost for one in pair), damage + sum(one.damage for one in pair), pair)
+        for pair in pairs
+    ]
+
+
+def undominated(options: Sequence[Option]) -> list[Option]:
+    """Options that no other beats in cost and damage, costs ascending.
+
+    >>> [one.cost for one in undominated([Option(3, 0.0), Option(2, 4.0), Option(1, 3.0)])]
+    [1, 3]
+    """
+    kept: list[Option] = []
+    for option in sorted(options, key=lambda one: (one.cost, one.damage)):
+        if not kept or option.damage < kept[-1].damage:
+            kept.append(option)
+    return kept
+
+
+def _hull(options: Sequence[Option]) -> list[Option]:
+    """Options on the lower convex hull, costs ascending and damages falling."""
+    hull: list[Option] = []
+    for option in undominated(options):
+        while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-1], option):
+            hull.pop()
+        hull.append(option)
+    return hull
+
+
+def _slope(cheap: Option, dear: Option) -> float:
+    """Damage a unit of cost between two options, which falls: negative."""
+    return (dear.damage - cheap.damage) / (dear.cost - cheap.cost)
 
 
 def allocate_budget(items: Mapping[str, Sequence[Option]], budget: float) -> dict[str, Option]:

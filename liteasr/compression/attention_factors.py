@@ -16,6 +16,7 @@ balanced truncation by square roots, and invert no covariance).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +26,9 @@ __all__ = [
     "AttentionFactors",
     "AttentionWeights",
     "HeadModes",
+    "block_diagonal",
     "head_factors",
+    "modes_in_metric",
     "score_modes",
     "value_modes",
 ]
@@ -95,6 +98,38 @@ class HeadModes:
     def discarded(self, dim: int) -> Tensor:
         """Energy of each head that its first ``dim`` components leave out, (H,)."""
         return self.energy_HE[:, dim:].sum(dim=1)
+
+    def maps(self, dim: int) -> tuple[Tensor, Tensor]:
+        """Of all heads side by side: to the first components of ``a``, and of ``b``.
+
+        Args:
+            dim: R, at most E.
+
+        Returns:
+            Two block-diagonal matrices, (H·R, H·E).
+        """
+        left, right = self.left_HEE[:, :dim], self.right_HEE[:, :dim]
+        return block_diagonal(left), block_diagonal(right)
+
+
+def modes_in_metric(moment_DD: Tensor, metric_DD: Tensor, heads: int) -> HeadModes:
+    """Components of each head's part of a vector ``a`` when errors ``e`` of it cost ``eᵀ G e``.
+
+    ``a`` is one of two vectors whose product alone matters, and ``G`` knows of the other. What a
+    head loses with the components that are left out is their energy, as long as errors of
+    different heads do not add up.
+
+    Args:
+        moment_DD: Second moment of ``a``, D = H·E.
+        metric_DD: ``G``, positive definite.
+        heads: H.
+
+    Example:
+        >>> modes = modes_in_metric(torch.diag(torch.tensor([4.0, 1.0])), torch.eye(2), heads=1)
+        >>> modes.energy_HE.round(decimals=6)
+        tensor([[4., 1.]], dtype=torch.float64)
+    """
+    return _balanced(_diagonal(moment_DD, heads), _diagonal(metric_DD, heads), damping=0.0)
 
 
 def score_modes(
@@ -211,6 +246,19 @@ def _root(moment_HEE: Tensor, damping: float) -> Tensor:
     damped_HE = eigenvalues_HE + damping * eigenvalues_HE.mean(dim=1, keepdim=True)
     root_HEE: Tensor = (vectors_HEE * damped_HE.sqrt()[:, None]) @ vectors_HEE.mT
     return root_HEE
+
+
+def block_diagonal(blocks: Iterable[Tensor]) -> Tensor:
+    """Matrices along the diagonal of one, zeros beside them."""
+    matrix: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
+    return matrix
+
+
+def _diagonal(matrix_DD: Tensor, heads: int) -> Tensor:
+    """Blocks of a matrix that belong to one head, (H, E, E)."""
+    width = len(matrix_DD) // heads
+    blocks = [matrix_DD[i : i + width, i : i + width] for i in range(0, len(matrix_DD), width)]
+    return torch.stack(blocks).double()
 
 
 def _heads(stacked: Tensor, heads: int) -> Tensor:

@@ -66,6 +66,7 @@ class RefinedMethod(SensitivityMethod):
         block_dtype: torch.dtype = torch.float32,
         pivoted: bool = True,
         convolution: bool = True,
+        heads: bool = True,
     ) -> None:
         super().__init__(
             budget,
@@ -77,6 +78,7 @@ class RefinedMethod(SensitivityMethod):
             block_dtype=block_dtype,
             pivoted=pivoted,
             convolution=convolution,
+            heads=heads,
         )
         for key, value in (("refine_steps", refine_steps), ("joint_steps", joint_steps)):
             if value < 0:
@@ -93,16 +95,15 @@ class RefinedMethod(SensitivityMethod):
 
     def factorize(self, name: str, rank: int) -> LowRankFactors:
         """Factors in the metric, with the coordinates in which they are refined."""
-        linear = self.linears[name]
-        mean, covariance = self.covariance(name)
+        view = self.view(name)
         whitening = whitening_of(
-            linear.weight.detach(),
-            None if linear.bias is None else linear.bias.detach(),
-            mean,
-            covariance,
-            self.metric_of(name),
+            view.weight_OI,
+            view.bias_O,
+            view.mean_D,
+            view.covariance_DD,
+            view.metric_DD,
             rank,
-            on_input=self.on_input(name),
+            on_input=view.on_input,
             damping=self.used_damping,
         )
         return replace(super().factorize(name, rank), whitening=whitening)

@@ -201,7 +201,8 @@ def pivot(factors: LowRankFactors) -> PivotedFactors:
     Of the rows of the factor on the narrower side, in an orthonormal basis of its columns, K are
     chosen by Gaussian elimination with partial pivoting and then by exchanges, until no other row
     has more than ``_LARGEST`` of one of them in it (Goreinov et al., "How to find a good
-    submatrix", 2010). So rounding is amplified little.
+    submatrix", 2010). So rounding is amplified little. At full rank the skeleton is the whole
+    weight.
 
     Args:
         factors: Factors of rank K, at most the narrower of I and O.
@@ -214,6 +215,11 @@ def pivot(factors: LowRankFactors) -> PivotedFactors:
     """
     weight1_IK, weight2_KO = factors.weight1.double(), factors.weight2.double()
     by_inputs = weight1_IK.shape[0] <= weight2_KO.shape[1]
+    rank = weight1_IK.shape[1]
+    if rank == min(weight1_IK.shape[0], weight2_KO.shape[1]):
+        order_K = torch.arange(rank, device=weight1_IK.device)
+        none = weight1_IK.new_empty((0, rank) if by_inputs else (rank, 0))
+        return PivotedFactors(weight1_IK @ weight2_KO, none, factors.bias, order_K)
     side_DK = weight1_IK if by_inputs else weight2_KO.T
     order_D, interpolation_XK = _interpolation(side_DK)
     pivots_KK = side_DK[order_D[: side_DK.shape[1]]]

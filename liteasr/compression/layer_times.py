@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,9 +16,10 @@ from torch import nn
 
 from liteasr.compression.allocate import LinearShape
 from liteasr.modeling import LowRankLinear, PivotedLinear
+from liteasr.modeling.attention import attend
 from liteasr.speed import Stopwatch
 
-__all__ = ["EncoderTimes", "LayerTimes", "measure_times"]
+__all__ = ["EncoderTimes", "LayerTimes", "measure_times", "widths_of"]
 
 _POINTS = 8
 """Ranks of each shape that are timed; times of the others are interpolated."""
@@ -64,10 +65,23 @@ class EncoderTimes:
     Attributes:
         encoder: The whole of it, dense, in nanoseconds.
         layers: Full name of a layer → its times.
+        reduced: Widths of a projection of reduced heads, as :func:`widths_of` → its times.
+        heads: Dimensions of a head → nanoseconds of the products of one self-attention.
     """
 
     encoder: int
     layers: Mapping[str, LayerTimes]
+    reduced: Mapping[str, LayerTimes] = field(default_factory=dict)
+    heads: Mapping[int, int] = field(default_factory=dict)
+
+
+def widths_of(shape: LinearShape) -> str:
+    """A shape's widths as a key.
+
+    >>> widths_of(LinearShape(384, 192))
+    '384x192'
+    """
+    return f"{shape.in_features}x{shape.out_features}"
 
 
 @torch.inference_mode()
@@ -76,6 +90,8 @@ def measure_times(
     shapes: Mapping[str, LinearShape],
     ranks: Callable[[LinearShape], Sequence[int]],
     features_BMF: torch.Tensor,
+    reduced: Iterable[LinearShape] = (),
+    head_dims: Sequence[int] = (),
 ) -> EncoderTimes:
     """Time an encoder and its layers, each layer against itself at several ranks, in turn.
 
@@ -84,16 +100,38 @@ def measure_times(
         shapes: Of its layers, by full name. Layers of one shape are timed once.
         ranks: Ranks that a layer of some shape may get, ascending.
         features_BMF: Log-mel features of one window, (1, mel bins, 3000).
+        reduced: Shapes of projections that reduced heads would have.
+        head_dims: Dimensions of heads whose attention is timed.
     """
     weight = next(encoder.parameters())
     frames = features_BMF.shape[-1] // 2
     by_shape = {
         shape: _layer_times(shape, _some(ranks(shape)), frames, weight)
-        for shape in set(shapes.values())
+        for shape in dict.fromkeys([*shapes.values(), *reduced])
     }
     inputs = features_BMF.to(weight)
     (whole,) = _times([lambda: encoder(inputs)])
-    return EncoderTimes(whole, {name: by_shape[shape] for name, shape in shapes.items()})
+    return EncoderTimes(
+        whole,
+        {name: by_shape[shape] for name, shape in shapes.items()},
+        {widths_of(shape): by_shape[shape] for shape in reduced},
+        _head_times(encoder, head_dims, frames, weight),
+    )
+
+
+def _head_times(
+    encoder: nn.Module, dims: Sequence[int], frames: int, like: torch.Tensor
+) -> dict[int, int]:
+    """Time of the products of one self-attention, with heads of each number of dimensions."""
+    config: Any = encoder.config
+    heads = int(config.encoder_attention_heads)
+    states = [torch.randn(3, 1, heads, frames, dim).to(like) for dim in dims]
+    return dict(zip(dims, _times([_attention(one) for one in states]), strict=True))
+
+
+def _attention(states_3BHTR: torch.Tensor) -> Callable[[], object]:
+    q_BHTR, k_BHTR, v_BHTR = states_3BHTR
+    return lambda: attend(q_BHTR, k_BHTR, v_BHTR, scale=1.0)
 
 
 def _layer_times(

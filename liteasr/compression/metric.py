@@ -17,8 +17,10 @@ from liteasr.compression.factorize import LowRankFactors, Whitening, descending_
 __all__ = [
     "MetricPCA",
     "balanced",
+    "damped",
     "pca_in_metric",
     "projected_factors",
+    "spectrum_in_metric",
     "whitening_of",
 ]
 
@@ -78,6 +80,28 @@ def pca_in_metric(
     root_DD, inverse_DD = _roots(metric_DD, damping)
     eigenvalues_D, vectors_DD = descending_eigh(root_DD @ covariance_DD.double() @ root_DD)
     return MetricPCA(mean_D.double(), eigenvalues_D, root_DD @ vectors_DD, inverse_DD @ vectors_DD)
+
+
+def damped(metric_DD: Tensor, damping: float) -> Tensor:
+    """A metric with ``damping`` times its mean eigenvalue added to each."""
+    mean = metric_DD.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny ** 0.5)
+    identity_DD = torch.eye(len(metric_DD), dtype=metric_DD.dtype, device=metric_DD.device)
+    result_DD: Tensor = metric_DD + damping * mean * identity_DD
+    return result_DD
+
+
+def spectrum_in_metric(covariance_DD: Tensor, metric_DD: Tensor, damping: float = 0.1) -> Tensor:
+    """The eigenvalues that :func:`pca_in_metric` gives, (D,), in a fraction of its time.
+
+    Example:
+        >>> covariance, metric = torch.diag(torch.tensor([4.0, 1.0])), torch.eye(2)
+        >>> spectrum_in_metric(covariance, metric, damping=1.0)
+        tensor([8., 2.], dtype=torch.float64)
+    """
+    symmetric_DD = (metric_DD + metric_DD.T).double() / 2
+    root_DD = torch.linalg.cholesky(damped(symmetric_DD, damping))
+    spectrum_D: Tensor = torch.linalg.eigvalsh(root_DD.T @ covariance_DD.double() @ root_DD)
+    return spectrum_D.flip(0).clamp_min(0)
 
 
 def projected_factors(

@@ -13,16 +13,21 @@ from torch import Tensor, nn
 from liteasr.compression.allocate import (
     Budget,
     LinearShape,
-    Option,
     allocate_budget,
     allocate_error,
-    rank_options,
 )
+from liteasr.compression.choices import Choice, Choices, Costs
 from liteasr.compression.factorize import LowRankFactors
 from liteasr.compression.gradients import GradientMethod
+from liteasr.compression.heads import (
+    PROJECTIONS,
+    AttentionView,
+    LayerView,
+    padded,
+)
 from liteasr.compression.layer_times import EncoderTimes, LayerTimes, measure_times
 from liteasr.compression.metric import MetricPCA, pca_in_metric, projected_factors
-from liteasr.compression.plan import CompressionPlan, LayerPlan
+from liteasr.compression.plan import AttentionPlan, CompressionPlan, LayerPlan
 from liteasr.compression.surgery import (
     CONVOLUTION_LINEAR,
     ENCODER_LINEARS,
@@ -70,6 +75,8 @@ class SensitivityMethod(GradientMethod):
             higher ranks at the same size. The published format has no place for them.
         convolution: Whether the encoder's second convolution may be of low rank too, for which the
             published format has no place either.
+        heads: Whether the heads of self-attention may have fewer dimensions; only where layers are
+            pivoted. The published format has no place for them.
 
     Raises:
         ValueError: If an option is out of range.
@@ -91,6 +98,7 @@ class SensitivityMethod(GradientMethod):
         block_dtype: torch.dtype = torch.float32,
         pivoted: bool = True,
         convolution: bool = True,
+        heads: bool = True,
     ) -> None:
         super().__init__(
             metric=metric,
@@ -105,7 +113,10 @@ class SensitivityMethod(GradientMethod):
         self.damping = damping
         self.pivoted = pivoted
         self.convolution = convolution
+        self.heads = heads
         self._metric_pca: dict[str, MetricPCA] = {}
+        self._attentions: dict[str, AttentionView] = {}
+        self._head_dims: dict[str, tuple[int, int]] = {}
         self._times: EncoderTimes | None = None
 
     def select(self, model: nn.Module) -> dict[str, nn.Linear]:
@@ -120,6 +131,7 @@ class SensitivityMethod(GradientMethod):
         """Forget the components of an earlier calibration too."""
         super().prepare(encoder, linears)
         self._metric_pca, self._times = {}, None
+        self._attentions, self._head_dims = {}, {}
 
     def reduce(self, reduce_sum: Callable[[Tensor], Tensor]) -> None:
         """Sum over all processes, and measure times if the budget is one.
@@ -139,11 +151,14 @@ class SensitivityMethod(GradientMethod):
         """Take over what :meth:`state_dict` gave."""
         super().load_state_dict(state)
         if (times := state.get("times")) is not None:
-            layers = {name: LayerTimes(**one) for name, one in times["layers"].items()}
-            self._times = EncoderTimes(times["encoder"], layers)
+            layers, reduced = (
+                {name: LayerTimes(**one) for name, one in times[kind].items()}
+                for kind in ("layers", "reduced")
+            )
+            self._times = EncoderTimes(times["encoder"], layers, reduced, times["heads"])
 
     def shape(self, name: str) -> LinearShape:
-        """Widths of a layer, and what its ranks cost."""
+        """Widths of a layer, dense heads, and what its ranks cost."""
         return replace(super().shape(name), pivoted=self.pivoted)
 
     def statistics_options(self) -> dict[str, Any]:
@@ -151,6 +166,7 @@ class SensitivityMethod(GradientMethod):
         options = super().statistics_options()
         if self.budget.kind == "encoder_time_ratio":
             options["times"] = "pivoted" if self.pivoted else "two factors"
+            options["times_of_heads"] = self.heads
         return options
 
     @property
@@ -158,59 +174,137 @@ class SensitivityMethod(GradientMethod):
         """Damping of the metric; only a full one needs more than rounding does."""
         return self.damping if self.metric == "full" else 1e-9
 
+    def view(self, name: str) -> LayerView:
+        """A layer and its statistics; a projection of heads that will be reduced as it then is."""
+        attention, _, last = name.rpartition(".")
+        if attention in self._head_dims:
+            return self._attention(attention).layer(last, *self._head_dims[attention])
+        return self._dense_view(name)
+
+    def _dense_view(self, name: str) -> LayerView:
+        mean_D, covariance_DD = self.covariance(name)
+        linear = self.linears[name]
+        bias_O = None if linear.bias is None else linear.bias.detach().to(mean_D)
+        metric_DD = self.metric_of(name).to(mean_D)
+        return LayerView(
+            linear.weight.detach().to(mean_D), bias_O, mean_D, covariance_DD, metric_DD
+        )
+
     def metric_pca(self, name: str) -> MetricPCA:
         """Components of a layer's narrower side in its metric, computed once."""
         if name not in self._metric_pca:
-            mean, covariance = self.covariance(name)
-            metric = self.metric_of(name)
-            self._metric_pca[name] = pca_in_metric(mean, covariance, metric, self.used_damping)
+            view = self.view(name)
+            self._metric_pca[name] = pca_in_metric(
+                view.mean_D, view.covariance_DD, view.metric_DD, self.used_damping
+            )
         return self._metric_pca[name]
 
+    def _attention(self, name: str) -> AttentionView:
+        """Of dense heads; computed once."""
+        if name not in self._attentions:
+            encoder: Any = self.encoder
+            views = {last: self._dense_view(f"{name}.{last}") for last in PROJECTIONS}
+            mixed = self.statistics[self.site(f"{name}.out_proj")]
+            self._attentions[name] = AttentionView(
+                views,
+                mixed.mean(),
+                mixed.covariance(),
+                int(encoder.config.encoder_attention_heads),
+            )
+        return self._attentions[name]
+
+    def _reducible(self) -> list[str]:
+        """Full names of the self-attentions whose heads may be reduced."""
+        if not (self.heads and self.pivoted):
+            return []
+        parents = dict.fromkeys(name.rpartition(".")[0] for name in self.linears)
+        return [
+            parent
+            for parent in parents
+            if all(f"{parent}.{x}" in self.linears for x in PROJECTIONS)
+        ]
+
+    def _head_widths(self) -> list[int]:
+        """Dimensions that heads may be reduced to: eighths of a head, the smallest left out."""
+        encoder: Any = self.encoder
+        config = encoder.config
+        full = int(config.d_model) // int(config.encoder_attention_heads)
+        step = max(self.budget.granularity, full // 8)
+        return list(range(2 * step, full, step))
+
     def allocate(self) -> CompressionPlan:
-        """Choose all ranks together.
+        """Choose all ranks and dimensions of heads together.
 
         Raises:
             ValueError: If the budget cannot be met, or leaves nothing to compress.
         """
+        self._use(Choice())
         if self.budget.kind == "max_error":
             choice, predicted = self._choose_error(self.budget.amount)
         else:
             choice = self._choose_size()
             predicted = self._trial(choice)
-        first_order = sum(option.damage for option in choice.values())
-        scale = predicted / first_order if first_order > 0 else 1.0
+        self._use(choice)
+        scale = predicted / choice.damage if choice.damage > 0 else 1.0
         layers = {
             name: replace(
                 self.layer_plan(name, option.value), predicted_error=scale * option.damage
             )
-            for name, option in choice.items()
+            for name, option in choice.layers.items()
+        }
+        attention = {
+            name: self._attention_plan(name, dims, scale * choice.head_damage[name])
+            for name, dims in choice.heads.items()
         }
         return CompressionPlan(
             layers,
             self.name,
             self.options(),
             predicted_error=predicted,
+            attention=attention,
             pivoted=self.pivoted,
         )
 
-    def _trial(self, choice: Mapping[str, Option]) -> float:
-        """Error of the encoder's output with the chosen ranks, on some of the clips.
+    def _use(self, choice: Choice) -> None:
+        """Look at the layers as a choice of heads makes them."""
+        changed = set(self._head_dims.items()) ^ set(choice.heads.items())
+        self._head_dims = dict(choice.heads)
+        for name in {name for name, _ in changed}:
+            for last in PROJECTIONS:
+                self._metric_pca.pop(f"{name}.{last}", None)
+
+    def _attention_plan(self, name: str, dims: tuple[int, int], predicted: float) -> AttentionPlan:
+        view = self._attention(name)
+        dense = sum(self.shape(f"{name}.{last}").dense_params() for last in PROJECTIONS)
+        reduced = sum(view.layer(x, *dims).reduced_shape.dense_params() for x in PROJECTIONS)
+        return AttentionPlan(
+            view.heads * view.width, view.heads, *dims, dense, reduced, predicted_error=predicted
+        )
+
+    def _trial(self, choice: Choice) -> float:
+        """Error of the encoder's output with what was chosen, on some of the clips.
 
         The sum of the options' damages is an estimate of it that leaves out how errors of several
         frames and layers add up. Each clip has a window of its own: full windows of several
         clips err about twice as much.
         """
         assert self.encoder is not None
-        factors = {
-            name: SensitivityMethod.factorize(self, name, option.value)
-            for name, option in choice.items()
-            if option.value is not None
-        }
-        modules = {self.linears[name]: one for name, one in factors.items()}
+        self._use(choice)
+        modules = {}
+        for name, option in choice.layers.items():
+            if option.value is None:
+                continue
+            factors = SensitivityMethod.factorize(self, name, option.value)
+            attention, _, last = name.rpartition(".")
+            if attention in choice.heads:
+                view = self._attention(attention)
+                factors = padded(factors, last, view.heads, view.width)
+            modules[self.linears[name]] = factors
+        self._use(Choice())
         windows = pack_windows(self.clips, 2 * encoder_frames(self.encoder), single=1.0)
         return output_error(self.encoder, modules, windows, limit=_TRIAL_CLIPS)
 
-    def _choose_error(self, wanted: float) -> tuple[dict[str, Option], float]:
+    def _choose_error(self, wanted: float) -> tuple[Choice, float]:
         """The smallest encoder whose error on trial is at most ``wanted``, and that error."""
         if len(self.clips) < _ENOUGH_CLIPS:
             log.warning(
@@ -218,13 +312,13 @@ class SensitivityMethod(GradientMethod):
                 "on other speech is larger (with 8 three times, with 32 by a half)",
                 len(self.clips),
             )
-        items, allowed = self._items(), wanted
-        best: tuple[dict[str, Option], float] | None = None
+        choices, allowed = self._choices(), wanted
+        best: tuple[Choice, float] | None = None
         for _ in range(_TRIALS):
-            choice = allocate_error(items, allowed)
+            choice = choices.choice(allocate_error(choices.items, allowed))
             error = self._trial(choice)
             fits = error <= wanted
-            if fits and (best is None or _cost(choice) < _cost(best[0])):
+            if fits and (best is None or choice.cost < best[0].cost):
                 best = choice, error
             if fits and error > _CLOSE * wanted:
                 break
@@ -234,23 +328,24 @@ class SensitivityMethod(GradientMethod):
             raise ValueError(f"max_error: no ranks keep the error below {wanted}")
         return best
 
-    def _items(self, kind: str = "encoder_params") -> dict[str, list[Option]]:
-        """Options of each layer, costs as the kind of budget counts them."""
-        items = {}
-        for name in self.linears:
-            shape = self.shape(name)
-            cost = shape.params
-            if kind == "encoder_flops_ratio":
-                cost = shape.flops
-            elif kind == "encoder_time_ratio":
-                cost = self._measured().layers[name].at
-            items[name] = rank_options(
-                self.metric_pca(name).eigenvalues_R,
-                shape,
-                granularity=self.budget.granularity,
-                cost=cost,
-            )
-        return items
+    def _choices(self) -> Choices:
+        """What the budget can be spent on."""
+        assert self.encoder is not None
+        by_time = self.budget.kind == "encoder_time_ratio"
+        costs = Costs(
+            self.budget.kind,
+            encoder_frames(self.encoder),
+            self._measured() if by_time else None,
+        )
+        return Choices(
+            {name: self.shape(name) for name in self.linears},
+            lambda name: self.metric_pca(name).eigenvalues_R,
+            {name: self._attention(name) for name in self._reducible()},
+            self._head_widths(),
+            costs,
+            granularity=self.budget.granularity,
+            damping=self.used_damping,
+        )
 
     def _whole(self) -> tuple[float, str]:
         """What the dense encoder costs, and in what unit."""
@@ -266,30 +361,37 @@ class SensitivityMethod(GradientMethod):
         """Times of the encoder and its layers, measured once."""
         if self._times is None:
             encoder: Any = self.encoder
-            bins, frames = int(encoder.config.num_mel_bins), 2 * encoder_frames(encoder)
-            granularity = self.budget.granularity
+            config, granularity = encoder.config, self.budget.granularity
+            count, width = int(config.encoder_attention_heads), int(config.d_model)
+            dims = [*self._head_widths(), width // count] if self._reducible() else []
             self._times = measure_times(
                 encoder,
                 {name: self.shape(name) for name in self.linears},
                 lambda shape: shape.ranks(granularity),
-                torch.randn(1, bins, frames),
+                torch.randn(1, int(config.num_mel_bins), 2 * encoder_frames(encoder)),
+                [
+                    LinearShape(*widths, bias=True, pivoted=True)
+                    for dim in dims[:-1]
+                    for widths in ((width, count * dim), (count * dim, width))
+                ],
+                dims,
             )
         return self._times
 
-    def _choose_size(self) -> dict[str, Option]:
+    def _choose_size(self) -> Choice:
         budget = self.budget
-        items = self._items(budget.kind)
-        dense = sum(options[0].cost for options in items.values())
+        choices = self._choices()
         whole, unit = self._whole()
         wanted = budget.amount if budget.kind == "encoder_params" else budget.amount * whole
         if wanted >= whole:
             raise ValueError(
                 f"{budget.kind}: {wanted:,.0f} is not below the {whole:,.0f} of the dense encoder"
             )
+        fixed = whole - choices.dense_cost
         try:
-            return allocate_budget(items, wanted - (whole - dense))
+            return choices.choice(allocate_budget(choices.items, wanted - fixed))
         except ValueError as error:
-            least = whole - dense + sum(min(o.cost for o in opts) for opts in items.values())
+            least = fixed + sum(min(o.cost for o in opts) for opts in choices.items.values())
             raise ValueError(
                 f"{budget.kind}: {wanted:,.0f} {unit} cannot be reached; with ranks of "
                 f"{budget.granularity} the encoder still has {least:,.0f}"
@@ -297,15 +399,16 @@ class SensitivityMethod(GradientMethod):
 
     def layer_plan(self, name: str, rank: int | None) -> LayerPlan:
         """The record of a decision; its kept energy is that of the layer's plain variance."""
-        shape = self.shape(name)
-        mean, covariance_DD = self.covariance(name)
+        view, shape = self.view(name), self.shape(name)
+        if name.rpartition(".")[0] in self._head_dims:
+            shape = view.reduced_shape
+        covariance_DD, weight_OI = view.covariance_DD, view.weight_OI
         kept = 1.0
         if rank is not None:
             pca = self.metric_pca(name)
             analysis_DK, synthesis_DK = pca.analysis_DR[:, :rank], pca.synthesis_DR[:, :rank]
-            left_DD = torch.eye(len(mean)).to(mean) - synthesis_DK @ analysis_DK.T
-            weight_OI = self.linears[name].weight.detach().to(mean)
-            if self.on_input(name):
+            left_DD = torch.eye(len(view.mean_D)).to(covariance_DD) - synthesis_DK @ analysis_DK.T
+            if view.on_input:
                 total = (weight_OI @ covariance_DD * weight_OI).sum()
                 left_OI = weight_OI @ left_DD
                 lost = (left_OI @ covariance_DD * left_OI).sum()
@@ -323,15 +426,8 @@ class SensitivityMethod(GradientMethod):
 
     def factorize(self, name: str, rank: int) -> LowRankFactors:
         """Project the layer onto its first components in the metric."""
-        linear = self.linears[name]
-        bias = None if linear.bias is None else linear.bias.detach()
-        return projected_factors(
-            linear.weight.detach(),
-            bias,
-            self.metric_pca(name),
-            rank,
-            on_input=self.on_input(name),
-        )
+        view, pca = self.view(name), self.metric_pca(name)
+        return projected_factors(view.weight_OI, view.bias_O, pca, rank, on_input=view.on_input)
 
     def spectra(self) -> dict[str, Tensor]:
         """Cost of leaving out each component of each layer, in its metric."""
@@ -340,7 +436,7 @@ class SensitivityMethod(GradientMethod):
     def release(self) -> None:
         """Drop components too."""
         super().release()
-        self._metric_pca = {}
+        self._metric_pca, self._attentions = {}, {}
 
     def options(self) -> dict[str, Any]:
         """Budget, metric, damping, probes and padding weight."""
@@ -354,8 +450,5 @@ class SensitivityMethod(GradientMethod):
             "padding_weight": self.padding_weight,
             "pivoted": self.pivoted,
             "convolution": self.convolution,
+            "heads": self.heads,
         }
-
-
-def _cost(choice: Mapping[str, Option]) -> int:
-    return sum(option.cost for option in choice.values())

@@ -322,24 +322,43 @@ def unpivot_layers(model: nn.Module) -> None:
     """Give every pivoted layer its two factors back, or one dense weight where that is smaller.
 
     What the model computes is the same to rounding. A dense ``k_proj`` has no bias: that of the
-    keys adds the same to all scores of a query.
+    keys adds the same to all scores of a query. Nor has a dense ``v_proj`` of reduced heads: its
+    bias goes through attention, whose weights sum to 1, into that of ``out_proj``.
     """
+    for module in model.modules():
+        values = module.v_proj if isinstance(module, ReducedAttention) else None
+        if isinstance(values, PivotedLinear) and not _gets_factors(values):
+            _pass_on_bias(values, module.out_proj)
     for name, module in list(model.named_modules()):
         if not isinstance(module, PivotedLinear):
             continue
         widths = (module.in_features, module.out_features)
         place: dict[str, Any] = {"device": module.bias.device, "dtype": module.bias.dtype}
         new: LowRankLinear | nn.Linear
-        if LinearShape(*widths).saves(module.rank):
+        if _gets_factors(module):
             new = LowRankLinear(*widths, module.rank, **place)
             install_factors(new, _factors_of(module))
         else:
-            new = nn.Linear(*widths, bias=not name.endswith("k_proj"), **place)
+            parent = model.get_submodule(name.rpartition(".")[0])
+            none = ("k_proj", "v_proj") if isinstance(parent, ReducedAttention) else ("k_proj",)
+            new = nn.Linear(*widths, bias=not name.endswith(none), **place)
             _copy(new.weight, (module.weight1.double() @ module.weight2.double()).T)
             if new.bias is not None:
                 _copy(new.bias, module.bias)
         new.train(module.training).requires_grad_(module.bias.requires_grad)
         _replace(model, name, new)
+
+
+def _gets_factors(layer: PivotedLinear) -> bool:
+    """Whether two factors are smaller than a dense weight."""
+    return LinearShape(layer.in_features, layer.out_features).saves(layer.rank)
+
+
+def _pass_on_bias(values: LowRankLinear, out: nn.Module) -> None:
+    layer: Any = out
+    weight_OI = layer.weight if isinstance(out, nn.Linear) else (layer.weight1 @ layer.weight2).T
+    layer.bias += weight_OI @ values.bias
+    values.bias.zero_()
 
 
 def collect_ranks(model: nn.Module) -> dict[str, int]:

@@ -93,7 +93,8 @@ class PivotedLinear(LowRankLinear):
 
     Where gradients are wanted, ``weight1`` and ``weight2``, the factors of
     :class:`LowRankLinear`, are put together first, which is more arithmetic and less copying; so
-    they are wherever something else asks for them. A GPU, for which moving channels costs more than
+    they are wherever something else asks for them. At full rank, K = D, the skeleton is the whole
+    weight and ``order`` says nothing. A GPU, for which moving channels costs more than
     the products that it saves, takes both factors too, or their product where that is less work.
 
     Args:
@@ -150,6 +151,8 @@ class PivotedLinear(LowRankLinear):
         """First factor, (I, K)."""
         if not self.pivots_inputs:
             return self.skeleton
+        if self._is_full:
+            return self._identity()
         rows = torch.cat([self._identity(), self.interpolation])
         return torch.empty_like(rows).index_copy(0, self.order.long(), rows)
 
@@ -158,14 +161,24 @@ class PivotedLinear(LowRankLinear):
         """Second factor, (K, O)."""
         if self.pivots_inputs:
             return self.skeleton
+        if self._is_full:
+            return self._identity()
         columns = torch.cat([self._identity(), self.interpolation], dim=1)
         return columns.index_select(1, self.order)
+
+    @property
+    def _is_full(self) -> bool:
+        return self.rank == min(self.in_features, self.out_features)
 
     def _identity(self) -> Tensor:
         return torch.eye(self.rank, device=self.skeleton.device, dtype=self.skeleton.dtype)
 
     def forward(self, x_BTI: Tensor) -> Tensor:
         """Map (..., I) to (..., O)."""
+        if self._is_full:
+            x_TI = x_BTI.reshape(-1, self.in_features)
+            y_TO = torch.addmm(self.bias, x_TI, self.skeleton)
+            return y_TO.view(*x_BTI.shape[:-1], self.out_features)
         if torch.is_grad_enabled():
             return super().forward(x_BTI)
         x_TI, rank = x_BTI.reshape(-1, self.in_features), self.rank

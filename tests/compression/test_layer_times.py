@@ -9,7 +9,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from liteasr.compression import Budget, SensitivityMethod, sensitivity
 from liteasr.compression.allocate import LinearShape, rank_options
-from liteasr.compression.layer_times import EncoderTimes, LayerTimes, measure_times
+from liteasr.compression.layer_times import EncoderTimes, LayerTimes, measure_times, widths_of
 
 
 def test_each_shape_is_timed_once_and_more_rank_never_takes_less():
@@ -54,19 +54,29 @@ def test_a_rank_that_saves_parameters_but_no_time_is_no_option():
     assert [one.value for one in rank_options(torch.ones(64), shape)] == [None, 8, 16, 24]
 
 
+HEAD_NS = 1000
+
+
 def fake_times(monkeypatch, speed):
-    """Time that is ``speed(name)`` nanoseconds a parameter; the rest of the encoder takes 1000."""
+    """Time that is ``speed(name)`` nanoseconds a parameter; the rest of the encoder takes 1000.
+
+    Attention takes 1000 for each dimension of a head.
+    """
     measured = []
 
-    def measure(encoder, shapes, ranks, features):
-        layers = {}
-        for name, shape in shapes.items():
-            tried = shape.ranks(1)
-            count = speed(name)
-            low_rank = tuple(count * shape.low_rank_params(rank) for rank in tried)
-            layers[name] = LayerTimes(3 * shape.dense_params(), tuple(tried), low_rank)
-        measured.append(1000 + sum(one.dense for one in layers.values()))
-        return EncoderTimes(measured[-1], layers)
+    def times_of(shape, count):
+        tried = shape.ranks(1)
+        low_rank = tuple(count * shape.low_rank_params(rank) for rank in tried)
+        return LayerTimes(3 * shape.dense_params(), tuple(tried), low_rank)
+
+    def measure(encoder, shapes, ranks, features, reduced, head_dims):
+        layers = {name: times_of(shape, speed(name)) for name, shape in shapes.items()}
+        attentions = 2 if head_dims else 0
+        core = {dim: HEAD_NS * dim for dim in head_dims}
+        whole = attentions * core[max(core)] if core else 0
+        measured.append(1000 + whole + sum(one.dense for one in layers.values()))
+        narrower = {widths_of(shape): times_of(shape, 3) for shape in reduced}
+        return EncoderTimes(measured[-1], layers, narrower, core)
 
     monkeypatch.setattr(sensitivity, "measure_times", measure)
     return measured
@@ -87,7 +97,7 @@ def test_the_budget_is_met_and_layers_that_would_not_be_faster_stay_dense(fp64, 
 
     measured = fake_times(monkeypatch, speed)
     model, features = fp64
-    method = SensitivityMethod(Budget("encoder_time_ratio", 0.8, 1))
+    method = SensitivityMethod(Budget("encoder_time_ratio", 0.8, 1), heads=False)
     plan = calibrated(model, features, method).allocate()
     assert 0.77 * measured[0] < time_of(plan, measured, speed) <= 0.8 * measured[0]
     for name, one in plan.layers.items():
@@ -95,6 +105,22 @@ def test_the_budget_is_met_and_layers_that_would_not_be_faster_stay_dense(fp64, 
             assert one.rank is None or one.params * 10 < one.dense_params
     assert plan.options["budget"] == {"encoder_time_ratio": 0.8}
     assert len(measured) == 1
+
+
+def test_heads_get_narrower_where_attention_takes_the_time(fp64, monkeypatch):
+    measured = fake_times(monkeypatch, lambda name: 3)
+    budget = Budget("encoder_time_ratio", 0.7)
+    plans = {
+        heads: calibrated(*fp64, SensitivityMethod(budget, heads=heads)).allocate()
+        for heads in (False, True)
+    }
+    assert not plans[False].attention
+    dims = list(plans[True].head_dims.values())
+    assert dims
+    # The fused kernels want one width.
+    assert all(qk_dim == v_dim < 32 for qk_dim, v_dim in dims)
+    saved = HEAD_NS * sum(32 - qk_dim for qk_dim, _ in dims) + 3 * plans[True].saved_params
+    assert 0.68 * measured[1] < measured[1] - saved <= 0.7 * measured[1]
 
 
 def test_what_cannot_be_reached_is_said(fp64, monkeypatch):

@@ -1,0 +1,208 @@
+"""What can be done with the layers and self-attentions of an encoder, and what was chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from liteasr.compression.allocate import LinearShape, Option, combine, rank_options
+from liteasr.compression.heads import (
+    PROJECTIONS,
+    AttentionView,
+    ReducedPair,
+    best_of,
+    full_rank,
+    head_options,
+)
+from liteasr.compression.layer_times import EncoderTimes, widths_of
+
+__all__ = ["Choice", "Choices", "Costs"]
+
+_Cost = Callable[[int | None], int]
+"""From a rank, ``None`` for dense, to what it costs."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a budget counts: parameters, FLOPs a frame, or nanoseconds a window.
+
+    Attributes:
+        kind: Kind of the budget; parameters for all but those by FLOPs and by time.
+        frames: Frames of a window.
+        times: As measured, for a budget by time.
+    """
+
+    kind: str
+    frames: int
+    times: EncoderTimes | None = None
+
+    @property
+    def by_time(self) -> bool:
+        """Whether time is counted."""
+        return self.kind == "encoder_time_ratio"
+
+    def of_layer(self, name: str, shape: LinearShape) -> _Cost:
+        """Of a layer of the dense encoder, by its full name and shape."""
+        if self.by_time:
+            return self._measured().layers[name].at
+        return self._counted(shape)
+
+    def of_reduced(self, shape: LinearShape) -> _Cost:
+        """Of a projection of reduced heads."""
+        if self.by_time:
+            return self._measured().reduced[widths_of(shape)].at
+        return self._counted(shape)
+
+    def of_products(self, width: int) -> int:
+        """Of scores, or of mixing values, in all heads; 0 where both are counted at once."""
+        return 2 * self.frames * width if self.kind == "encoder_flops_ratio" else 0
+
+    def of_heads(self, dim: int) -> int:
+        """Time of both, in heads of one width: the fused kernels want one for all."""
+        return self._measured().heads[dim] if self.by_time else 0
+
+    def _counted(self, shape: LinearShape) -> _Cost:
+        return shape.flops if self.kind == "encoder_flops_ratio" else shape.params
+
+    def _measured(self) -> EncoderTimes:
+        if self.times is None:
+            raise ValueError("a budget by time needs times")
+        return self.times
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is done with every layer and every self-attention.
+
+    Attributes:
+        layers: Layer → option, whose value is its rank, ``None`` for dense.
+        heads: Self-attention → dimensions of its heads, for queries and keys and for values, where
+            they are reduced. Its projections then have a rank, the full one at most.
+        head_damage: Damage of that, by self-attention.
+        cost: Of all.
+        damage: Of all.
+    """
+
+    layers: dict[str, Option] = field(default_factory=dict)
+    heads: dict[str, tuple[int, int]] = field(default_factory=dict)
+    head_damage: dict[str, float] = field(default_factory=dict)
+    cost: int = 0
+    damage: float = 0.0
+
+
+class Choices:
+    """Options of all layers and self-attentions for one budget.
+
+    Args:
+        shapes: Layers of the dense encoder, by full name.
+        spectrum: Damage of leaving out each component of a layer, by its name.
+        attentions: Self-attentions whose heads may be reduced, by full name; their projections are
+            among the layers.
+        dims: Dimensions that heads may be reduced to.
+        costs: What is counted.
+        granularity: Ranks are multiples of this.
+        damping: Of the metric.
+
+    Attributes:
+        items: Options by item: a layer, or a self-attention or a half of one.
+        dense_cost: Of the dense layers, attention's products with them where they are counted.
+    """
+
+    def __init__(
+        self,
+        shapes: Mapping[str, LinearShape],
+        spectrum: Callable[[str], Tensor],
+        attentions: Mapping[str, AttentionView],
+        dims: Sequence[int],
+        costs: Costs,
+        *,
+        granularity: int,
+        damping: float,
+    ) -> None:
+        self._shapes, self._attentions = dict(shapes), dict(attentions)
+        self._dims, self._costs = tuple(dims), costs
+        self._granularity, self._damping = granularity, damping
+        self.dense_cost = sum(costs.of_layer(*one)(None) for one in self._shapes.items())
+        for view in self._attentions.values():
+            products = 2 * costs.of_products(view.heads * view.width)
+            self.dense_cost += products + costs.of_heads(view.width)
+        self.items: dict[str, list[Option]] = {}
+        for name, shape in self._shapes.items():
+            if name.rpartition(".")[0] not in self._attentions:
+                self.items[name] = rank_options(
+                    spectrum(name),
+                    shape,
+                    granularity=granularity,
+                    cost=costs.of_layer(name, shape),
+                )
+        for name, view in self._attentions.items():
+            self.items |= self._of_attention(name, view)
+
+    def _of_attention(self, name: str, view: AttentionView) -> dict[str, list[Option]]:
+        by_dim = {
+            dim: (
+                self._of_pair(name, PROJECTIONS[:2], view, view.scores(dim), dim),
+                self._of_pair(name, PROJECTIONS[2:], view, view.values(dim), dim),
+            )
+            for dim in (*self._dims, view.width)
+        }
+        if self._costs.by_time:
+            together = [
+                combine(*both, cost=self._costs.of_heads(dim)) for dim, both in by_dim.items()
+            ]
+            return {name: best_of(together)}
+        scores, values = zip(*by_dim.values(), strict=True)
+        return {f"{name}:scores": best_of(scores), f"{name}:values": best_of(values)}
+
+    def _of_pair(
+        self, name: str, last: Sequence[str], view: AttentionView, pair: ReducedPair, dim: int
+    ) -> list[Option]:
+        if dim < view.width:
+            shapes = [pair.first.reduced_shape, pair.second.reduced_shape]
+            costs = [self._costs.of_reduced(shape) for shape in shapes]
+        else:
+            names = [f"{name}.{one}" for one in last]
+            shapes = [self._shapes[one] for one in names]
+            costs = [self._costs.of_layer(*one) for one in zip(names, shapes, strict=True)]
+        return head_options(
+            pair,
+            dim if dim < view.width else None,
+            shapes,
+            costs,
+            granularity=self._granularity,
+            damping=self._damping,
+            head_cost=self._costs.of_products(view.heads * dim),
+        )
+
+    def choice(self, chosen: Mapping[str, Option]) -> Choice:
+        """What one option of each item means for layers and self-attentions."""
+        layers: dict[str, Option] = {}
+        heads: dict[str, tuple[int, int]] = {}
+        damages: dict[str, float] = {}
+        for attention, view in self._attentions.items():
+            pairs = (
+                [one.value for one in chosen[attention].value]
+                if self._costs.by_time
+                else [chosen[f"{attention}:{half}"].value for half in ("scores", "values")]
+            )
+            options = [option for pair in pairs for option in pair.ranks]
+            if any(pair.dim is not None for pair in pairs):
+                dims = pairs[0].dim or view.width, pairs[1].dim or view.width
+                heads[attention] = dims
+                damages[attention] = sum(pair.damage for pair in pairs)
+                shapes = [view.layer(last, *dims).reduced_shape for last in PROJECTIONS]
+                options = [
+                    replace(option, value=option.value or full_rank(shape))
+                    for option, shape in zip(options, shapes, strict=True)
+                ]
+            for last, option in zip(PROJECTIONS, options, strict=True):
+                layers[f"{attention}.{last}"] = option
+        return Choice(
+            {name: layers.get(name) or chosen[name] for name in self._shapes},
+            heads,
+            damages,
+            cost=sum(option.cost for option in chosen.values()),
+            damage=sum(option.damage for option in chosen.values()),
+        )
