@@ -146,16 +146,18 @@ class CompressionCallback(L.Callback):
 
     def report(self, trainer: L.Trainer, pl_module: WhisperModule, plan: CompressionPlan) -> None:
         """Print a table of all layers; on process 0 only."""
-        rows = [
-            (
-                name.removeprefix("model.encoder.").removeprefix("layers."),
-                "dense" if layer.rank is None else str(layer.rank),
-                f"{layer.dense_params:,}",
-                f"{layer.params:,}",
-                f"{layer.kept_energy:.5f}",
-            )
-            for name, layer in plan.layers.items()
-        ]
+        rows: list[tuple[str, ...]] = []
+        heads = dict(plan.attention)
+        for name, layer in plan.layers.items():
+            if (attention := heads.pop(name.rpartition(".")[0], None)) is not None:
+                dims = (
+                    "dense" if attention.qk_dim is None else f"{attention.qk_dim}/{attention.v_dim}"
+                )
+                sizes = f"{attention.dense_params:,}", f"{attention.params:,}"
+                rows.append((f"{_short(name.rpartition('.')[0])}: heads", dims, *sizes, "–"))
+            sizes = f"{layer.dense_params:,}", f"{layer.params:,}"
+            rank = "dense" if layer.rank is None else str(layer.rank)
+            rows.append((_short(name), rank, *sizes, f"{layer.kept_energy:.5f}"))
         columns = ("encoder layer", "rank", "parameters", "after", "kept energy")
         console.print(table(f"Compression by {plan.method}", columns, rows))
         size = encoder_parameters(pl_module.encoder)
@@ -423,6 +425,10 @@ def _by_block(pl_module: WhisperModule, ranks: Mapping[str, int]) -> list[_Block
     inside = {name for _, _, inside in blocks for name in inside}
     outside = [name for name in ranks if name not in inside]
     return [("", None, outside), *blocks] if outside else blocks
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("model.encoder.").removeprefix("layers.")
 
 
 def _part(plan: CompressionPlan, names: Sequence[str]) -> CompressionPlan:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter
 
-from liteasr.compression.plan import CompressionPlan, LayerPlan
+from liteasr.compression.plan import CONVOLUTION, CompressionPlan, LayerPlan
 from liteasr.plots import save_png
 from liteasr.reporting.names import LINEARS, place_of, short_name
 
@@ -33,6 +33,8 @@ Cell = tuple[float, str]
 
 def heat_map(plan: CompressionPlan, path: str | Path) -> None:
     """Rank and kept energy of every layer as two heat maps, dense layers hatched.
+
+    Below stand the rank of the second convolution and the dimensions of reduced heads.
 
     Args:
         plan: What was decided.
@@ -56,12 +58,36 @@ def heat_map(plan: CompressionPlan, path: str | Path) -> None:
         for band, one in enumerate(axes):
             numbers = range(band * width, min(count, (band + 1) * width))
             _heat_map(one, cells, numbers, width, scale)
+            one.set_xticks(range(len(numbers)), [_column(plan, n) for n in numbers], fontsize=9)
         axes[0].set_title(title, fontsize=10, loc="left")
         axes[-1].set_xlabel("encoder layer")
         colours = ScalarMappable(scale, _blues())
         bar = figure.colorbar(colours, ax=list(axes), format=FuncFormatter(_percent), pad=0.01)
         bar.ax.tick_params(labelsize=8)
+    if notes := _notes(plan):
+        figure.supxlabel(notes, fontsize=9, x=0.01, ha="left")
     save_png(figure, path)
+
+
+def _column(plan: CompressionPlan, number: int) -> str:
+    """Number of an encoder layer, and the dimensions of its heads where they are reduced."""
+    for name, one in plan.attention.items():
+        if place_of(f"{name}.q_proj") == (number, "q_proj") and one.qk_dim is not None:
+            return f"{number}\n{one.qk_dim} / {one.v_dim}"
+    return str(number)
+
+
+def _notes(plan: CompressionPlan) -> str:
+    notes = []
+    if plan.head_dims:
+        one = next(iter(plan.attention.values()))
+        full = one.embed_dim // one.num_heads
+        notes.append(f"below a layer: dimensions of a head, scores / values, of {full}")
+    for name, layer in plan.layers.items():
+        if name.endswith(CONVOLUTION) and layer.rank is not None:
+            full = min(layer.in_features, layer.out_features)
+            notes.append(f"second convolution: rank {layer.rank} of {full}")
+    return "\n".join(notes)
 
 
 def _blues() -> Colormap:
@@ -109,7 +135,6 @@ def _heat_map(
                 label.set_color("white")
     axes.set_xlim(-0.5, width - 0.5)
     axes.set_ylim(len(LINEARS) - 0.5, -0.5)
-    axes.set_xticks(range(len(numbers)), [str(number) for number in numbers], fontsize=9)
     axes.set_yticks(range(len(LINEARS)), [short_name(linear) for linear in LINEARS], fontsize=9)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
