@@ -220,6 +220,7 @@ class Comparison:
                 "compress": round(times["factorize"], 3),
             },
             "plan": plan.ranks,
+            "heads": plan.head_dims,
             "calibration": plan.calibration,
             "reason": reason,
         }

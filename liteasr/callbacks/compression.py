@@ -31,6 +31,7 @@ from liteasr.compression import (
     pivot,
     unframe_convolution,
 )
+from liteasr.compression.heads import PROJECTIONS
 from liteasr.console import console, progress, table
 from liteasr.distributed import raise_together
 from liteasr.module import WhisperModule
@@ -271,6 +272,7 @@ class CompressionCallback(L.Callback):
     ) -> CompressionPlan:
         """Allocate, then factorize and swap block by block; process 0 decides for all."""
         plan = self._agreed_plan(trainer)
+        _check_attention(plan)
         plan.calibration = {"clips": clips, "fingerprint": _fingerprint(trainer)}
         decided = {"ranks": plan.ranks, "heads": plan.head_dims, "options": plan.options}
         key = {**self._statistics_key(trainer, pl_module), **decided}
@@ -425,6 +427,21 @@ def _by_block(pl_module: WhisperModule, ranks: Mapping[str, int]) -> list[_Block
     inside = {name for _, _, inside in blocks for name in inside}
     outside = [name for name in ranks if name not in inside]
     return [("", None, outside), *blocks] if outside else blocks
+
+
+def _check_attention(plan: CompressionPlan) -> None:
+    """Projections of reduced heads get their values as layers of the plan, so all must be there.
+
+    Raises:
+        ValueError: If one is not.
+    """
+    for attention in plan.head_dims:
+        for last in PROJECTIONS:
+            if f"{attention}.{last}" not in plan.ranks:
+                raise ValueError(
+                    f"the plan reduces the heads of {attention}, and so {last} needs a rank: the "
+                    "full one leaves it dense"
+                )
 
 
 def _short(name: str) -> str:

@@ -55,6 +55,11 @@ class LinearShape:
     def _factors(self, rank: int) -> int:
         return rank * (self.in_features + self.out_features - rank * self.pivoted)
 
+    @property
+    def full_rank(self) -> int:
+        """The largest rank there is."""
+        return min(self.in_features, self.out_features)
+
     def params(self, rank: int | None) -> int:
         """Parameters at a rank; ``rank=None`` is the dense layer."""
         return self.dense_params() if rank is None else self.low_rank_params(rank)
@@ -75,8 +80,9 @@ class LinearShape:
         >>> LinearShape(4, 4, bias=False).ranks(granularity=1)
         [1]
         """
-        full = min(self.in_features, self.out_features)
-        return [rank for rank in range(granularity, full, granularity) if self.saves(rank)]
+        return [
+            rank for rank in range(granularity, self.full_rank, granularity) if self.saves(rank)
+        ]
 
 
 def kept_energy(spectrum: Tensor, rank: int) -> float:

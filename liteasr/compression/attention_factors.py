@@ -107,12 +107,19 @@ class HeadModes:
 
         Returns:
             Two block-diagonal matrices, (H·R, H·E).
+
+        Raises:
+            ValueError: If there are fewer components.
         """
+        if not 1 <= dim <= self.energy_HE.shape[1]:
+            raise ValueError(f"{dim} dimensions are not in 1…{self.energy_HE.shape[1]}")
         left, right = self.left_HEE[:, :dim], self.right_HEE[:, :dim]
         return block_diagonal(left), block_diagonal(right)
 
 
-def modes_in_metric(moment_DD: Tensor, metric_DD: Tensor, heads: int) -> HeadModes:
+def modes_in_metric(
+    moment_DD: Tensor, metric_DD: Tensor, heads: int, damping: float = 1e-6
+) -> HeadModes:
     """Components of each head's part of a vector ``a`` when errors ``e`` of it cost ``eᵀ G e``.
 
     ``a`` is one of two vectors whose product alone matters, and ``G`` knows of the other. What a
@@ -121,15 +128,17 @@ def modes_in_metric(moment_DD: Tensor, metric_DD: Tensor, heads: int) -> HeadMod
 
     Args:
         moment_DD: Second moment of ``a``, D = H·E.
-        metric_DD: ``G``, positive definite.
+        metric_DD: ``G``.
         heads: H.
+        damping: Added to both, as a share of their mean eigenvalue.
 
     Example:
-        >>> modes = modes_in_metric(torch.diag(torch.tensor([4.0, 1.0])), torch.eye(2), heads=1)
+        >>> moment = torch.diag(torch.tensor([4.0, 1.0]))
+        >>> modes = modes_in_metric(moment, torch.eye(2), heads=1, damping=0.0)
         >>> modes.energy_HE.round(decimals=6)
         tensor([[4., 1.]], dtype=torch.float64)
     """
-    return _balanced(_diagonal(moment_DD, heads), _diagonal(metric_DD, heads), damping=0.0)
+    return _balanced(_diagonal(moment_DD, heads), _diagonal(metric_DD, heads), damping)
 
 
 def score_modes(

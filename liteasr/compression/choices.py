@@ -13,7 +13,6 @@ from liteasr.compression.heads import (
     AttentionView,
     ReducedPair,
     best_of,
-    full_rank,
     head_options,
 )
 from liteasr.compression.layer_times import EncoderTimes, widths_of
@@ -63,6 +62,10 @@ class Costs:
         """Time of both, in heads of one width: the fused kernels want one for all."""
         return self._measured().heads[dim] if self.by_time else 0
 
+    def of_bias(self, width: int) -> int:
+        """Of a bias, where parameters are counted."""
+        return 0 if self.by_time or self.kind == "encoder_flops_ratio" else width
+
     def _counted(self, shape: LinearShape) -> _Cost:
         return shape.flops if self.kind == "encoder_flops_ratio" else shape.params
 
@@ -98,8 +101,9 @@ class Choices:
     Args:
         shapes: Layers of the dense encoder, by full name.
         spectrum: Damage of leaving out each component of a layer, by its name.
-        attentions: Self-attentions whose heads may be reduced, by full name; their projections are
+        attentions: Full names of self-attentions whose heads may be reduced; their projections are
             among the layers.
+        view: Makes the view of one of them. It is large, and not kept.
         dims: Dimensions that heads may be reduced to.
         costs: What is counted.
         granularity: Ranks are multiples of this.
@@ -114,20 +118,19 @@ class Choices:
         self,
         shapes: Mapping[str, LinearShape],
         spectrum: Callable[[str], Tensor],
-        attentions: Mapping[str, AttentionView],
+        attentions: Sequence[str],
+        view: Callable[[str], AttentionView],
         dims: Sequence[int],
         costs: Costs,
         *,
         granularity: int,
         damping: float,
     ) -> None:
-        self._shapes, self._attentions = dict(shapes), dict(attentions)
+        self._shapes, self._attentions = dict(shapes), tuple(attentions)
+        self._heads = (0, 0)
         self._dims, self._costs = tuple(dims), costs
         self._granularity, self._damping = granularity, damping
         self.dense_cost = sum(costs.of_layer(*one)(None) for one in self._shapes.items())
-        for view in self._attentions.values():
-            products = 2 * costs.of_products(view.heads * view.width)
-            self.dense_cost += products + costs.of_heads(view.width)
         self.items: dict[str, list[Option]] = {}
         for name, shape in self._shapes.items():
             if name.rpartition(".")[0] not in self._attentions:
@@ -137,10 +140,13 @@ class Choices:
                     granularity=granularity,
                     cost=costs.of_layer(name, shape),
                 )
-        for name, view in self._attentions.items():
-            self.items |= self._of_attention(name, view)
+        for name in self._attentions:
+            self.items |= self._of_attention(name, view(name))
 
     def _of_attention(self, name: str, view: AttentionView) -> dict[str, list[Option]]:
+        self._heads = view.heads, view.width
+        products = 2 * self._costs.of_products(view.heads * view.width)
+        self.dense_cost += products + self._costs.of_heads(view.width)
         by_dim = {
             dim: (
                 self._of_pair(name, PROJECTIONS[:2], view, view.scores(dim), dim),
@@ -159,9 +165,13 @@ class Choices:
     def _of_pair(
         self, name: str, last: Sequence[str], view: AttentionView, pair: ReducedPair, dim: int
     ) -> list[Option]:
+        head_cost = self._costs.of_products(view.heads * dim)
         if dim < view.width:
             shapes = [pair.first.reduced_shape, pair.second.reduced_shape]
             costs = [self._costs.of_reduced(shape) for shape in shapes]
+            if last == PROJECTIONS[2:]:
+                # Dense keys gain a bias where the values are reduced.
+                head_cost += self._costs.of_bias(view.heads * view.width)
         else:
             names = [f"{name}.{one}" for one in last]
             shapes = [self._shapes[one] for one in names]
@@ -173,7 +183,7 @@ class Choices:
             costs,
             granularity=self._granularity,
             damping=self._damping,
-            head_cost=self._costs.of_products(view.heads * dim),
+            head_cost=head_cost,
         )
 
     def choice(self, chosen: Mapping[str, Option]) -> Choice:
@@ -181,7 +191,8 @@ class Choices:
         layers: dict[str, Option] = {}
         heads: dict[str, tuple[int, int]] = {}
         damages: dict[str, float] = {}
-        for attention, view in self._attentions.items():
+        heads_count, width = self._heads
+        for attention in self._attentions:
             pairs = (
                 [one.value for one in chosen[attention].value]
                 if self._costs.by_time
@@ -189,13 +200,13 @@ class Choices:
             )
             options = [option for pair in pairs for option in pair.ranks]
             if any(pair.dim is not None for pair in pairs):
-                dims = pairs[0].dim or view.width, pairs[1].dim or view.width
+                dims = pairs[0].dim or width, pairs[1].dim or width
                 heads[attention] = dims
                 damages[attention] = sum(pair.damage for pair in pairs)
-                shapes = [view.layer(last, *dims).reduced_shape for last in PROJECTIONS]
+                full = [min(heads_count * dim, heads_count * width) for dim in dims for _ in "ab"]
                 options = [
-                    replace(option, value=option.value or full_rank(shape))
-                    for option, shape in zip(options, shapes, strict=True)
+                    replace(option, value=option.value or rank)
+                    for option, rank in zip(options, full, strict=True)
                 ]
             for last, option in zip(PROJECTIONS, options, strict=True):
                 layers[f"{attention}.{last}"] = option

@@ -67,15 +67,15 @@ class PivotedFactors:
 
     Attributes:
         skeleton: (K, O), or (I, K) for O < I.
-        interpolation: (I - K, K), or (K, O - K) for O < I.
+        interpolation: (I - K, K), or (K, O - K) for O < I; ``None`` at full rank.
         bias: (O,).
-        order: (I,) or, for O < I, (O,), whole numbers.
+        order: (I,) or, for O < I, (O,), whole numbers; ``None`` at full rank.
     """
 
     skeleton: Tensor
-    interpolation: Tensor
+    interpolation: Tensor | None
     bias: Tensor
-    order: Tensor
+    order: Tensor | None
 
 
 @dataclass
@@ -217,9 +217,7 @@ def pivot(factors: LowRankFactors) -> PivotedFactors:
     by_inputs = weight1_IK.shape[0] <= weight2_KO.shape[1]
     rank = weight1_IK.shape[1]
     if rank == min(weight1_IK.shape[0], weight2_KO.shape[1]):
-        order_K = torch.arange(rank, device=weight1_IK.device)
-        none = weight1_IK.new_empty((0, rank) if by_inputs else (rank, 0))
-        return PivotedFactors(weight1_IK @ weight2_KO, none, factors.bias, order_K)
+        return PivotedFactors(weight1_IK @ weight2_KO, None, factors.bias, None)
     side_DK = weight1_IK if by_inputs else weight2_KO.T
     order_D, interpolation_XK = _interpolation(side_DK)
     pivots_KK = side_DK[order_D[: side_DK.shape[1]]]

@@ -24,7 +24,6 @@ __all__ = [
     "LayerView",
     "ReducedPair",
     "best_of",
-    "full_rank",
     "head_options",
     "padded",
 ]
@@ -89,7 +88,8 @@ class AttentionView:
     An error of the scores ``qᵀ k`` is one of the queries, whose cost is known from their gradients:
     those hold the keys, as attention looks at them. In the same way an error of what the heads mix
     is one of the input of ``out_proj``. So both pairs are reduced by the components of one vector
-    in the metric of its errors, and what goes is left out of both projections.
+    in the metric of its errors, and what goes is left out of both projections (Eckart and Young,
+    1936; docs/method.md, step 8).
 
     Args:
         layers: The four projections by the last part of their names, dense.
@@ -119,15 +119,28 @@ class AttentionView:
             _with_all_keys(query.metric_DD, key.covariance_DD, heads),
             damped(weight_OD.T @ out.metric_DD @ weight_OD, _BEYOND_FIRST_ORDER),
         )
+        # Of the first and the second projection of each pair, a row a dimension of the heads.
+        self._weights = (
+            (query.weight_OI, key.weight_OI),
+            (self.layers["v_proj"].weight_OI, weight_OD.T),
+        )
         self._modes: dict[int, HeadModes] = {}
+        self._pairs: dict[tuple[str, int], ReducedPair] = {}
 
     def layer(self, name: str, qk_dim: int, v_dim: int) -> LayerView:
-        """One projection of heads of ``qk_dim`` and ``v_dim`` dimensions."""
-        pair = self.scores(qk_dim) if name in ("q_proj", "k_proj") else self.values(v_dim)
+        """One projection of heads of ``qk_dim`` and ``v_dim`` dimensions; it is kept."""
+        half, dim = ("scores", qk_dim) if name in ("q_proj", "k_proj") else ("values", v_dim)
+        if (half, dim) not in self._pairs:
+            self._pairs[half, dim] = getattr(self, half)(dim)
+        pair = self._pairs[half, dim]
         return pair.first if name in ("q_proj", "v_proj") else pair.second
 
     def scores(self, dim: int) -> ReducedPair:
-        """Queries and keys of ``dim`` dimensions a head."""
+        """Queries and keys of ``dim`` dimensions a head.
+
+        Raises:
+            ValueError: If the dense heads have fewer.
+        """
         query, key = self.layers["q_proj"], self.layers["k_proj"]
         if dim == self.width:
             return ReducedPair(query, key, 0.0)
@@ -137,7 +150,11 @@ class AttentionView:
         )
 
     def values(self, dim: int) -> ReducedPair:
-        """Values of ``dim`` dimensions a head; the mean of what they are mixed to stays exact."""
+        """Values of ``dim`` dimensions a head; the mean of what they are mixed to stays exact.
+
+        Raises:
+            ValueError: If the dense heads have fewer.
+        """
         value, out = self.layers["v_proj"], self.layers["out_proj"]
         if dim == self.width:
             return ReducedPair(value, out, 0.0)
@@ -162,7 +179,14 @@ class AttentionView:
         left_XD, right_XD = self._modes[which].maps(dim)
         lost_DD = torch.eye(len(moment_DD)).to(moment_DD) - left_XD.T @ right_XD
         damage = (lost_DD.T @ moment_DD @ lost_DD * metric_DD).sum()
-        return left_XD, right_XD, float(damage)
+        # Each dimension may be scaled in one projection and back in the other. Where both have
+        # equal norms, optimizers and half precision treat them alike.
+        first_OI, second_OI = self._weights[which]
+        tiny = torch.finfo(torch.float64).tiny ** 0.25
+        norm1_X = (left_XD @ first_OI).norm(dim=1).clamp_min(tiny)
+        norm2_X = (right_XD @ second_OI).norm(dim=1).clamp_min(tiny)
+        scale_X1 = (norm2_X / norm1_X).sqrt()[:, None]
+        return left_XD * scale_X1, right_XD / scale_X1, float(damage)
 
 
 def _with_all_keys(metric_DD: Tensor, keys_DD: Tensor, heads: int) -> Tensor:
@@ -235,17 +259,12 @@ def head_options(
         spectrum_D = spectrum_in_metric(view.covariance_DD, view.metric_DD, damping)
         options = rank_options(spectrum_D, shape, granularity=granularity, cost=cost)
         if dim is not None:
-            options[0] = replace(options[0], value=full_rank(shape))
+            options[0] = replace(options[0], value=shape.full_rank)
         both.append(options)
     return [
         Option(one.cost, one.damage, HeadChoice(dim, pair.damage, one.value))
         for one in combine(*both, cost=head_cost, damage=pair.damage)
     ]
-
-
-def full_rank(shape: LinearShape) -> int:
-    """Rank at which a layer is as good as dense."""
-    return min(shape.in_features, shape.out_features)
 
 
 def best_of(options: Sequence[Sequence[Option]]) -> list[Option]:
@@ -261,6 +280,9 @@ def padded(factors: LowRankFactors, name: str, heads: int, width: int) -> LowRan
         name: Which one, by the last part of its name.
         heads: H.
         width: E.
+
+    Raises:
+        ValueError: If the reduced heads are wider.
     """
     weight1, weight2, bias = factors.weight1, factors.weight2, factors.bias
     if name == "out_proj":
@@ -274,4 +296,6 @@ def padded(factors: LowRankFactors, name: str, heads: int, width: int) -> LowRan
 def _fill_heads(rows_KX: Tensor, heads: int, width: int) -> Tensor:
     rows_KHR = rows_KX.reshape(len(rows_KX), heads, -1)
     missing = width - rows_KHR.shape[-1]
+    if missing < 0:
+        raise ValueError(f"heads of {rows_KHR.shape[-1]} dimensions do not fit into {width}")
     return torch.nn.functional.pad(rows_KHR, (0, missing)).flatten(1)

@@ -7,7 +7,7 @@ calls count as much. What a budget by time spends is therefore measured.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,7 +90,7 @@ def measure_times(
     shapes: Mapping[str, LinearShape],
     ranks: Callable[[LinearShape], Sequence[int]],
     features_BMF: torch.Tensor,
-    reduced: Iterable[LinearShape] = (),
+    reduced: Collection[LinearShape] = (),
     head_dims: Sequence[int] = (),
 ) -> EncoderTimes:
     """Time an encoder and its layers, each layer against itself at several ranks, in turn.

@@ -93,13 +93,17 @@ def damped(metric_DD: Tensor, damping: float) -> Tensor:
 def spectrum_in_metric(covariance_DD: Tensor, metric_DD: Tensor, damping: float = 0.1) -> Tensor:
     """The eigenvalues that :func:`pca_in_metric` gives, (D,), in a fraction of its time.
 
+    With a damping so small that rounding leaves the metric indefinite it takes as long.
+
     Example:
         >>> covariance, metric = torch.diag(torch.tensor([4.0, 1.0])), torch.eye(2)
         >>> spectrum_in_metric(covariance, metric, damping=1.0)
         tensor([8., 2.], dtype=torch.float64)
     """
     symmetric_DD = (metric_DD + metric_DD.T).double() / 2
-    root_DD = torch.linalg.cholesky(damped(symmetric_DD, damping))
+    root_DD, info = torch.linalg.cholesky_ex(damped(symmetric_DD, damping))
+    if int(info) != 0:
+        root_DD, _ = _roots(symmetric_DD, damping)
     spectrum_D: Tensor = torch.linalg.eigvalsh(root_DD.T @ covariance_DD.double() @ root_DD)
     return spectrum_D.flip(0).clamp_min(0)
 

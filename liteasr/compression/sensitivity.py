@@ -166,7 +166,7 @@ class SensitivityMethod(GradientMethod):
         options = super().statistics_options()
         if self.budget.kind == "encoder_time_ratio":
             options["times"] = "pivoted" if self.pivoted else "two factors"
-            options["times_of_heads"] = self.heads
+            options["times_of_heads"] = self._head_widths() if self._reducible() else []
         return options
 
     @property
@@ -200,8 +200,9 @@ class SensitivityMethod(GradientMethod):
         return self._metric_pca[name]
 
     def _attention(self, name: str) -> AttentionView:
-        """Of dense heads; computed once."""
+        """Of dense heads; the last one is kept, since all of them would take much memory."""
         if name not in self._attentions:
+            self._attentions.clear()
             encoder: Any = self.encoder
             views = {last: self._dense_view(f"{name}.{last}") for last in PROJECTIONS}
             mixed = self.statistics[self.site(f"{name}.out_proj")]
@@ -217,12 +218,15 @@ class SensitivityMethod(GradientMethod):
         """Full names of the self-attentions whose heads may be reduced."""
         if not (self.heads and self.pivoted):
             return []
+        encoder: Any = self.encoder
+        width = int(encoder.config.d_model)
+        dense = {
+            name
+            for name, one in self.linears.items()
+            if (one.in_features, one.out_features) == (width, width)
+        }
         parents = dict.fromkeys(name.rpartition(".")[0] for name in self.linears)
-        return [
-            parent
-            for parent in parents
-            if all(f"{parent}.{x}" in self.linears for x in PROJECTIONS)
-        ]
+        return [one for one in parents if all(f"{one}.{last}" in dense for last in PROJECTIONS)]
 
     def _head_widths(self) -> list[int]:
         """Dimensions that heads may be reduced to: eighths of a head, the smallest left out."""
@@ -340,7 +344,8 @@ class SensitivityMethod(GradientMethod):
         return Choices(
             {name: self.shape(name) for name in self.linears},
             lambda name: self.metric_pca(name).eigenvalues_R,
-            {name: self._attention(name) for name in self._reducible()},
+            self._reducible(),
+            self._attention,
             self._head_widths(),
             costs,
             granularity=self.budget.granularity,

@@ -222,8 +222,12 @@ def install_factors(layer: LowRankLinear, factors: LowRankFactors | PivotedFacto
     else:
         factors = factors if isinstance(factors, PivotedFactors) else pivot(factors)
         _copy(layer.skeleton, factors.skeleton)
-        _copy(layer.interpolation, factors.interpolation)
-        _copy(layer.order, factors.order)
+        for name in ("interpolation", "order"):
+            target, value = getattr(layer, name), getattr(factors, name)
+            if (target is None) != (value is None):
+                raise ValueError(f"{layer} and its factors are not of the same rank")
+            if target is not None:
+                _copy(target, value)
     _copy(layer.bias, factors.bias)
 
 

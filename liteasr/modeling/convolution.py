@@ -87,6 +87,8 @@ class FramedConvolution(nn.Module):
         if is_plain or torch.is_grad_enabled() or x_BKF.device.type != "cpu":
             return linear.weight2.T @ x_BKF
         assert isinstance(linear, PivotedLinear)
+        if linear.interpolation is None or linear.order is None:
+            return x_BKF
         both_BOF = torch.cat([x_BKF, linear.interpolation.T @ x_BKF], dim=1)
         return both_BOF.index_select(1, linear.order)
 

@@ -93,8 +93,8 @@ class PivotedLinear(LowRankLinear):
 
     Where gradients are wanted, ``weight1`` and ``weight2``, the factors of
     :class:`LowRankLinear`, are put together first, which is more arithmetic and less copying; so
-    they are wherever something else asks for them. At full rank, K = D, the skeleton is the whole
-    weight and ``order`` says nothing. A GPU, for which moving channels costs more than
+    they are wherever something else asks for them. At full rank, K = D, the skeleton is all
+    there is, the whole weight. A GPU, for which moving channels costs more than
     the products that it saves, takes both factors too, or their product where that is less work.
 
     Args:
@@ -106,9 +106,9 @@ class PivotedLinear(LowRankLinear):
 
     Attributes:
         skeleton: (K, O) with pivots among the inputs, else (I, K).
-        interpolation: (I - K, K), else (K, O - K).
+        interpolation: (I - K, K), else (K, O - K); ``None`` at full rank.
         order: Inputs in the order pivots, others; or for each output its place in that order,
-            (D,) int32. It is a buffer and no parameter.
+            (D,) int32. It is a buffer and no parameter; ``None`` at full rank.
 
     Raises:
         ValueError: If ``rank`` is not in 1…D.
@@ -119,7 +119,8 @@ class PivotedLinear(LowRankLinear):
         (torch.Size([3, 5, 4]), 20)
     """
 
-    order: Tensor
+    interpolation: nn.Parameter | None
+    order: Tensor | None
 
     def _make_factors(self, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
         inside, outside, rank = self.in_features, self.out_features, self.rank
@@ -130,6 +131,11 @@ class PivotedLinear(LowRankLinear):
         skeleton = (rank, outside) if self.pivots_inputs else (inside, rank)
         between = (narrow - rank, rank) if self.pivots_inputs else (rank, narrow - rank)
         self.skeleton = nn.Parameter(torch.empty(skeleton, **place))
+        if rank == narrow:
+            # Not an empty one, which would get no gradient and cannot be split over processes.
+            self.register_parameter("interpolation", None)
+            self.register_buffer("order", None)
+            return
         self.interpolation = nn.Parameter(torch.empty(between, **place))
         self.register_buffer("order", torch.empty(narrow, device=device, dtype=torch.int32))
 
@@ -141,9 +147,12 @@ class PivotedLinear(LowRankLinear):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw parameters that keep the variance of a unit-variance input, and pivots."""
+        nn.init.zeros_(self.bias)
+        if self.interpolation is None or self.order is None:
+            nn.init.normal_(self.skeleton, std=self.in_features**-0.5)
+            return
         nn.init.normal_(self.skeleton, std=(2 * self.skeleton.shape[0]) ** -0.5)
         nn.init.normal_(self.interpolation, std=max(1, self.interpolation.shape[0]) ** -0.5)
-        nn.init.zeros_(self.bias)
         self.order.copy_(torch.randperm(len(self.order)))
 
     @property
@@ -151,7 +160,7 @@ class PivotedLinear(LowRankLinear):
         """First factor, (I, K)."""
         if not self.pivots_inputs:
             return self.skeleton
-        if self._is_full:
+        if self.interpolation is None or self.order is None:
             return self._identity()
         rows = torch.cat([self._identity(), self.interpolation])
         return torch.empty_like(rows).index_copy(0, self.order.long(), rows)
@@ -161,21 +170,17 @@ class PivotedLinear(LowRankLinear):
         """Second factor, (K, O)."""
         if self.pivots_inputs:
             return self.skeleton
-        if self._is_full:
+        if self.interpolation is None or self.order is None:
             return self._identity()
         columns = torch.cat([self._identity(), self.interpolation], dim=1)
         return columns.index_select(1, self.order)
-
-    @property
-    def _is_full(self) -> bool:
-        return self.rank == min(self.in_features, self.out_features)
 
     def _identity(self) -> Tensor:
         return torch.eye(self.rank, device=self.skeleton.device, dtype=self.skeleton.dtype)
 
     def forward(self, x_BTI: Tensor) -> Tensor:
         """Map (..., I) to (..., O)."""
-        if self._is_full:
+        if self.interpolation is None or self.order is None:
             x_TI = x_BTI.reshape(-1, self.in_features)
             y_TO = torch.addmm(self.bias, x_TI, self.skeleton)
             return y_TO.view(*x_BTI.shape[:-1], self.out_features)

@@ -224,6 +224,8 @@ def _low_rank_as_products() -> Iterator[None]:
         return x_BTI @ self.weight1 @ self.weight2 + self.bias
 
     def pivoted(self: PivotedLinear, x_BTI: Tensor) -> Tensor:
+        if self.interpolation is None or self.order is None:
+            return x_BTI @ self.skeleton + self.bias
         if not self.pivots_inputs:
             x_BTK = x_BTI @ self.skeleton
             both_BTO = torch.cat([x_BTK, x_BTK @ self.interpolation], dim=-1)

@@ -42,7 +42,7 @@ def _redundant(tiny_model):
 
 @pytest.fixture
 def method(tiny_model, tiny_features):
-    return calibrated(tiny_model, tiny_features, SensitivityMethod(BUDGET))
+    return calibrated(tiny_model, tiny_features, SensitivityMethod(BUDGET, heads=False))
 
 
 @pytest.fixture
@@ -98,7 +98,9 @@ def test_it_gets_a_rank_from_the_budget_of_all(tiny_model, method):
 
 
 def test_refinement_aims_at_the_encoder_with_the_dense_convolution(tiny_model, tiny_features):
-    method = calibrated(tiny_model, tiny_features, RefinedMethod(BUDGET, decoder_weight=0.0))
+    method = calibrated(
+        tiny_model, tiny_features, RefinedMethod(BUDGET, decoder_weight=0.0, heads=False)
+    )
     plan = method.allocate()
     method.before_blocks()
     dense, block = copy.deepcopy(tiny_model).model.encoder, tiny_model.model.encoder.layers[0]
@@ -146,17 +148,19 @@ def test_an_impossible_rank_in_the_configuration_is_named(tiny_model):
 
 
 def test_what_is_in_low_rank_already_is_refused_and_left_alone(tiny_model, tiny_features):
-    method = calibrated(tiny_model, tiny_features, SensitivityMethod(BUDGET, convolution=False))
+    method = calibrated(
+        tiny_model, tiny_features, SensitivityMethod(BUDGET, convolution=False, heads=False)
+    )
     plan = method.allocate()
     ranks = {name: one for name, one in plan.layers.items() if one.rank is not None}
     assert len(ranks) == len(find_linears(tiny_model))
     apply_plan(tiny_model, CompressionPlan(ranks))
     with pytest.raises(ValueError, match="is low-rank already"):
-        SensitivityMethod(BUDGET).select(tiny_model)
+        SensitivityMethod(BUDGET, heads=False).select(tiny_model)
     assert isinstance(tiny_model.model.encoder.conv2, nn.Conv1d)
 
 
 def test_a_convolution_of_low_rank_is_not_compressed_again(compressed):
     with pytest.raises(ValueError, match="is low-rank already"):
-        SensitivityMethod(BUDGET).select(compressed)
+        SensitivityMethod(BUDGET, heads=False).select(compressed)
     assert collect_ranks(compressed)[NAME]

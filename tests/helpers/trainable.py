@@ -63,11 +63,15 @@ def part(speech, **limits):
 
 
 def pivot_first_block(dense, folder):
-    """A copy of a checkpoint whose first block is pivoted, at three quarters of the full rank."""
+    """A copy of a checkpoint whose first block is pivoted.
+
+    At three quarters of the full rank, and one layer at all of it, as those of reduced heads are.
+    """
     model, processor = load(str(dense))
     for name, linear in find_linears(model, ["*encoder.layers.0.*"]).items():
         parent, _, child = name.rpartition(".")
-        rank = 3 * min(linear.in_features, linear.out_features) // 4
+        full = min(linear.in_features, linear.out_features)
+        rank = full if child == "v_proj" else 3 * full // 4
         layer = PivotedLinear(linear.in_features, linear.out_features, rank)
         setattr(model.get_submodule(parent), child, layer)
     export_model(model, processor, folder)
