@@ -13,7 +13,7 @@ from liteasr.compression import encoder_parameters, pivot_layers
 from liteasr.config import ConfigError
 from liteasr.export import export_onnx
 from liteasr.fit import main as fit
-from liteasr.modeling import LowRankLinear, PivotedLinear
+from liteasr.modeling import LowRankLinear, PivotedLinear, ReducedAttention
 from liteasr.onnx import graphs
 from liteasr.onnx.folder import check_graphs, quantize_encoder, rotate_factors
 from liteasr.transcribe import load_transcriber
@@ -166,6 +166,22 @@ def test_pivoted_layers_go_along_and_are_factors_in_eight_bits(original, feature
     nodes = onnx.load(tmp_path / "int8" / "encoder_model_quantized.onnx").graph.node
     # Of twelve layers three are in two parts.
     assert [node.op_type for node in nodes].count("MatMulInteger") == 12 + 3
+
+
+def test_reduced_heads_go_along(original, tmp_path):
+    """With a projection of full rank, one of low rank, and in eight bits dense values."""
+    model = copy.deepcopy(original[0])
+    block = model.model.encoder.layers[1]
+    block.self_attn = ReducedAttention(64, 2, qk_dim=12, v_dim=20)
+    block.self_attn.q_proj = PivotedLinear(64, 24, 8)
+    block.self_attn.k_proj = PivotedLinear(64, 24, 24)
+    block.self_attn.v_proj = PivotedLinear(64, 40, 40)
+    block.self_attn.out_proj = PivotedLinear(40, 64, 16)
+    for layer in (block.self_attn.k_proj, block.self_attn.v_proj):
+        torch.nn.init.normal_(layer.bias)
+    for int8, most in ((False, 1e-5), (True, 0.02)):
+        done = export_onnx(model, original[1], tmp_path / f"int8={int8}", int8=int8)
+        assert done["differences"]["encoder"] < most
 
 
 def test_prompts_of_unequal_length_are_refused_not_misread(folder, features):
