@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -15,9 +16,9 @@ from liteasr.compression.heads import (
     best_of,
     head_options,
 )
-from liteasr.compression.layer_times import EncoderTimes, widths_of
+from liteasr.compression.layer_times import EncoderTimes, dims_of, widths_of
 
-__all__ = ["Choice", "Choices", "Costs"]
+__all__ = ["Choice", "Choices", "Costs", "timed_dims"]
 
 _Cost = Callable[[int | None], int]
 """From a rank, ``None`` for dense, to what it costs."""
@@ -58,9 +59,9 @@ class Costs:
         """Of scores, or of mixing values, in all heads; 0 where both are counted at once."""
         return 2 * self.frames * width if self.kind == "encoder_flops_ratio" else 0
 
-    def of_heads(self, dim: int) -> int:
-        """Time of both, in heads of one width: the fused kernels want one for all."""
-        return self._measured().heads[dim] if self.by_time else 0
+    def of_heads(self, qk_dim: int, v_dim: int) -> int:
+        """Time of both, which is not the sum of two: kernels pad one to the other."""
+        return self._measured().heads[dims_of(qk_dim, v_dim)] if self.by_time else 0
 
     def of_bias(self, width: int) -> int:
         """Of a bias, where parameters are counted."""
@@ -93,6 +94,22 @@ class Choice:
     head_damage: dict[str, float] = field(default_factory=dict)
     cost: int = 0
     damage: float = 0.0
+
+
+def timed_dims(dims: Sequence[int], full: int) -> list[tuple[int, int]]:
+    """Dimensions of heads that a budget by time looks at, for queries and keys and for values.
+
+    Values bear least, so they have at least as many.
+
+    Args:
+        dims: What heads may be reduced to, ascending.
+        full: Dimensions of dense heads.
+
+    Example:
+        >>> timed_dims([16, 32], 64)
+        [(16, 16), (16, 32), (16, 64), (32, 32), (32, 64), (64, 64)]
+    """
+    return list(itertools.combinations_with_replacement([*dims, full], 2))
 
 
 class Choices:
@@ -146,21 +163,23 @@ class Choices:
     def _of_attention(self, name: str, view: AttentionView) -> dict[str, list[Option]]:
         self._heads = view.heads, view.width
         products = 2 * self._costs.of_products(view.heads * view.width)
-        self.dense_cost += products + self._costs.of_heads(view.width)
-        by_dim = {
-            dim: (
-                self._of_pair(name, PROJECTIONS[:2], view, view.scores(dim), dim),
-                self._of_pair(name, PROJECTIONS[2:], view, view.values(dim), dim),
+        self.dense_cost += products + self._costs.of_heads(view.width, view.width)
+        dims = (*self._dims, view.width)
+        scores = {d: self._of_pair(name, PROJECTIONS[:2], view, view.scores(d), d) for d in dims}
+        values = {d: self._of_pair(name, PROJECTIONS[2:], view, view.values(d), d) for d in dims}
+        if not self._costs.by_time:
+            return {
+                f"{name}:scores": best_of(list(scores.values())),
+                f"{name}:values": best_of(list(values.values())),
+            }
+        return {
+            name: best_of(
+                [
+                    combine(scores[qk], values[v], cost=self._costs.of_heads(qk, v))
+                    for qk, v in timed_dims(self._dims, view.width)
+                ]
             )
-            for dim in (*self._dims, view.width)
         }
-        if self._costs.by_time:
-            together = [
-                combine(*both, cost=self._costs.of_heads(dim)) for dim, both in by_dim.items()
-            ]
-            return {name: best_of(together)}
-        scores, values = zip(*by_dim.values(), strict=True)
-        return {f"{name}:scores": best_of(scores), f"{name}:values": best_of(values)}
 
     def _of_pair(
         self, name: str, last: Sequence[str], view: AttentionView, pair: ReducedPair, dim: int

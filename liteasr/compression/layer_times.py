@@ -19,7 +19,7 @@ from liteasr.modeling import LowRankLinear, PivotedLinear
 from liteasr.modeling.attention import attend
 from liteasr.speed import Stopwatch
 
-__all__ = ["EncoderTimes", "LayerTimes", "measure_times", "widths_of"]
+__all__ = ["EncoderTimes", "LayerTimes", "dims_of", "measure_times", "widths_of"]
 
 _POINTS = 8
 """Ranks of each shape that are timed; times of the others are interpolated."""
@@ -66,13 +66,23 @@ class EncoderTimes:
         encoder: The whole of it, dense, in nanoseconds.
         layers: Full name of a layer → its times.
         reduced: Widths of a projection of reduced heads, as :func:`widths_of` → its times.
-        heads: Dimensions of a head → nanoseconds of the products of one self-attention.
+        heads: Dimensions of a head, as :func:`dims_of` → nanoseconds of the products of one
+            self-attention.
     """
 
     encoder: int
     layers: Mapping[str, LayerTimes]
     reduced: Mapping[str, LayerTimes] = field(default_factory=dict)
-    heads: Mapping[int, int] = field(default_factory=dict)
+    heads: Mapping[str, int] = field(default_factory=dict)
+
+
+def dims_of(qk_dim: int, v_dim: int) -> str:
+    """Dimensions of a head for queries and keys, and for values, as a key.
+
+    >>> dims_of(32, 64)
+    '32/64'
+    """
+    return f"{qk_dim}/{v_dim}"
 
 
 def widths_of(shape: LinearShape) -> str:
@@ -91,7 +101,7 @@ def measure_times(
     ranks: Callable[[LinearShape], Sequence[int]],
     features_BMF: torch.Tensor,
     reduced: Collection[LinearShape] = (),
-    head_dims: Sequence[int] = (),
+    head_dims: Sequence[tuple[int, int]] = (),
 ) -> EncoderTimes:
     """Time an encoder and its layers, each layer against itself at several ranks, in turn.
 
@@ -101,7 +111,7 @@ def measure_times(
         ranks: Ranks that a layer of some shape may get, ascending.
         features_BMF: Log-mel features of one window, (1, mel bins, 3000).
         reduced: Shapes of projections that reduced heads would have.
-        head_dims: Dimensions of heads whose attention is timed.
+        head_dims: Dimensions of heads whose attention is timed: queries and keys, values.
     """
     weight = next(encoder.parameters())
     frames = features_BMF.shape[-1] // 2
@@ -120,18 +130,21 @@ def measure_times(
 
 
 def _head_times(
-    encoder: nn.Module, dims: Sequence[int], frames: int, like: torch.Tensor
-) -> dict[int, int]:
+    encoder: nn.Module, dims: Sequence[tuple[int, int]], frames: int, like: torch.Tensor
+) -> dict[str, int]:
     """Time of the products of one self-attention, with heads of each number of dimensions."""
     config: Any = encoder.config
     heads = int(config.encoder_attention_heads)
-    states = [torch.randn(3, 1, heads, frames, dim).to(like) for dim in dims]
-    return dict(zip(dims, _times([_attention(one) for one in states]), strict=True))
+    widest = max((max(one) for one in dims), default=0)
+    q_BHTE, k_BHTE, v_BHTE = torch.randn(3, 1, heads, frames, widest).to(like)
 
+    def attention(qk_dim: int, v_dim: int) -> Callable[[], object]:
+        q_BHTR, k_BHTR = (one[..., :qk_dim].contiguous() for one in (q_BHTE, k_BHTE))
+        v_BHTV = v_BHTE[..., :v_dim].contiguous()
+        return lambda: attend(q_BHTR, k_BHTR, v_BHTV, scale=1.0)
 
-def _attention(states_3BHTR: torch.Tensor) -> Callable[[], object]:
-    q_BHTR, k_BHTR, v_BHTR = states_3BHTR
-    return lambda: attend(q_BHTR, k_BHTR, v_BHTR, scale=1.0)
+    times = _times(attention(*one) for one in dims)
+    return {dims_of(*one): time for one, time in zip(dims, times, strict=True)}
 
 
 def _layer_times(

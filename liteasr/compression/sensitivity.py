@@ -16,7 +16,7 @@ from liteasr.compression.allocate import (
     allocate_budget,
     allocate_error,
 )
-from liteasr.compression.choices import Choice, Choices, Costs
+from liteasr.compression.choices import Choice, Choices, Costs, timed_dims
 from liteasr.compression.factorize import LowRankFactors
 from liteasr.compression.gradients import GradientMethod
 from liteasr.compression.heads import (
@@ -368,7 +368,7 @@ class SensitivityMethod(GradientMethod):
             encoder: Any = self.encoder
             config, granularity = encoder.config, self.budget.granularity
             count, width = int(config.encoder_attention_heads), int(config.d_model)
-            dims = [*self._head_widths(), width // count] if self._reducible() else []
+            dims = self._head_widths() if self._reducible() else []
             self._times = measure_times(
                 encoder,
                 {name: self.shape(name) for name in self.linears},
@@ -376,10 +376,10 @@ class SensitivityMethod(GradientMethod):
                 torch.randn(1, int(config.num_mel_bins), 2 * encoder_frames(encoder)),
                 [
                     LinearShape(*widths, bias=True, pivoted=True)
-                    for dim in dims[:-1]
+                    for dim in dims
                     for widths in ((width, count * dim), (count * dim, width))
                 ],
-                dims,
+                timed_dims(dims, width // count) if dims else [],
             )
         return self._times
 
