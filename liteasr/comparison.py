@@ -163,8 +163,8 @@ class Comparison:
             role: Whose sets are decoded, ``test`` or ``val``.
 
         Returns:
-            Sizes, WER, errors, times, ranks, and ``reason``: why the size cannot be reached, or
-            ``None``.
+            Sizes, WER, errors, times, ranks, dimensions of heads, and ``reason``: why the size
+            cannot be reached, or ``None``.
         """
         config = entry_config(self.recipe, name, size)
         return self.run.stage(

@@ -63,7 +63,7 @@ def test_compare_json_follows_the_contract(compared):
     for one in content["results"]:
         assert set(one) == {
             *("name", "method", "wanted_params", "encoder_params", "wer", "datasets"),
-            *("encoder_relative_error", "predicted_error", "seconds", "plan", "reason"),
+            *("encoder_relative_error", "predicted_error", "seconds", "plan", "heads", "reason"),
             *SPEED,
         }
         assert set(one["seconds"]) == {"calibrate", "compress"}

@@ -326,7 +326,7 @@ def test_the_average_of_the_weights_is_what_is_kept(tmp_path, wers):
     assert not torch.equal(weights(folder)[name], best["current_model_state"][f"model.{name}"])
     before = load_file(tmp_path / "pivoted" / "model.safetensors")
     orders = [name for name in before if name.endswith(".order")]
-    assert len(orders) == 6
+    assert len(orders) == 5  # one layer is of full rank
     assert all(torch.equal(weights(folder)[name], before[name]) for name in orders)
 
 

@@ -97,7 +97,7 @@ def spectrum_in_metric(covariance_DD: Tensor, metric_DD: Tensor, damping: float 
 
     Example:
         >>> covariance, metric = torch.diag(torch.tensor([4.0, 1.0])), torch.eye(2)
-        >>> spectrum_in_metric(covariance, metric, damping=1.0)
+        >>> spectrum_in_metric(covariance, metric, damping=1.0).round(decimals=6)
         tensor([8., 2.], dtype=torch.float64)
     """
     symmetric_DD = (metric_DD + metric_DD.T).double() / 2
