@@ -290,7 +290,7 @@ class SensitivityMethod(GradientMethod):
 
         The sum of the options' damages is an estimate of it that leaves out how errors of several
         frames and layers add up. Each clip has a window of its own: full windows of several
-        clips err about twice as much.
+        clips err about twice as much. The layers are looked at as chosen from here on.
         """
         assert self.encoder is not None
         self._use(choice)
@@ -304,7 +304,6 @@ class SensitivityMethod(GradientMethod):
                 view = self._attention(attention)
                 factors = padded(factors, last, view.heads, view.width)
             modules[self.linears[name]] = factors
-        self._use(Choice())
         windows = pack_windows(self.clips, 2 * encoder_frames(self.encoder), single=1.0)
         return output_error(self.encoder, modules, windows, limit=_TRIAL_CLIPS)
 
