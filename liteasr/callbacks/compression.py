@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import lightning as L
 import torch
@@ -15,6 +15,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import nn
 from torch.utils.data import DataLoader
 
+from liteasr.callbacks.blocks import Block, by_block, check_attention, name_of, part_of
 from liteasr.callbacks.processes import on_cpu, processes_of, without_whitening
 from liteasr.callbacks.statistics_store import StatisticsStore
 from liteasr.compression import (
@@ -31,7 +32,6 @@ from liteasr.compression import (
     pivot,
     unframe_convolution,
 )
-from liteasr.compression.heads import PROJECTIONS
 from liteasr.console import console, progress, table
 from liteasr.distributed import raise_together
 from liteasr.module import WhisperModule
@@ -45,9 +45,6 @@ _MODEL_KEYS = (
     *("language", "task", "max_new_tokens"),
 )
 """Hyper-parameters that say what the encoder gives and what the decoder says of it."""
-
-_Block: TypeAlias = tuple[str, nn.Module | None, list[str]]
-"""Prefix of names, module, and names of the compressed layers of an encoder block."""
 
 
 class CompressionCallback(L.Callback):
@@ -272,12 +269,12 @@ class CompressionCallback(L.Callback):
     ) -> CompressionPlan:
         """Allocate, then factorize and swap block by block; process 0 decides for all."""
         plan = self._agreed_plan(trainer)
-        _check_attention(plan)
+        check_attention(plan)
         plan.calibration = {"clips": clips, "fingerprint": _fingerprint(trainer)}
         decided = {"ranks": plan.ranks, "heads": plan.head_dims, "options": plan.options}
         key = {**self._statistics_key(trainer, pl_module), **decided}
         store = StatisticsStore(self.statistics_dir, key, trainer.global_rank)
-        blocks = _by_block(pl_module, plan.ranks)
+        blocks = by_block(pl_module, plan.ranks)
         final = store.load_block(len(blocks)) if trainer.is_global_zero else None
         final = trainer.strategy.broadcast(final)
         if final is None:
@@ -296,7 +293,7 @@ class CompressionCallback(L.Callback):
         pl_module: WhisperModule,
         plan: CompressionPlan,
         store: StatisticsStore,
-        blocks: Sequence[_Block],
+        blocks: Sequence[Block],
     ) -> dict[str, LowRankFactors]:
         """Factorize and swap block by block, then let the method have all factors once more.
 
@@ -312,7 +309,7 @@ class CompressionCallback(L.Callback):
                 if block is not None:
                     self.method.before_block(block)
                 factors = done if done is not None else self._factors(trainer, plan, names)
-                part = _part(plan, names)
+                part = part_of(plan, names)
                 pl_module.apply_plan(part, factors)
                 if block is not None and done is None:
                     within = {name.removeprefix(prefix): one for name, one in factors.items()}
@@ -325,7 +322,7 @@ class CompressionCallback(L.Callback):
                 if block is not None:
                     self.method.block_done(block)
                 bar.advance(bar.task_ids[0])
-            prefix = f"{_name_of(pl_module.model, pl_module.encoder)}."
+            prefix = f"{name_of(pl_module.model, pl_module.encoder)}."
             within = {
                 name.removeprefix(prefix): one
                 for name, one in installed.items()
@@ -408,53 +405,8 @@ class _calibrating:
             module.training = True
 
 
-def _name_of(model: nn.Module, part: nn.Module) -> str:
-    for name, module in model.named_modules():
-        if module is part:
-            return str(name)
-    raise ValueError(f"{type(part).__name__} is no part of the model")
-
-
-def _by_block(pl_module: WhisperModule, ranks: Mapping[str, int]) -> list[_Block]:
-    """Name prefix, module and compressed layers of each encoder block, in order.
-
-    Compressed layers outside of any block come first, with no module.
-    """
-    blocks: list[_Block] = []
-    for block in pl_module.encoder.layers:
-        prefix = f"{_name_of(pl_module.model, block)}."
-        blocks.append((prefix, block, [name for name in ranks if name.startswith(prefix)]))
-    inside = {name for _, _, inside in blocks for name in inside}
-    outside = [name for name in ranks if name not in inside]
-    return [("", None, outside), *blocks] if outside else blocks
-
-
-def _check_attention(plan: CompressionPlan) -> None:
-    """Projections of reduced heads get their values as layers of the plan, so all must be there.
-
-    Raises:
-        ValueError: If one is not.
-    """
-    for attention in plan.head_dims:
-        for last in PROJECTIONS:
-            if f"{attention}.{last}" not in plan.ranks:
-                raise ValueError(
-                    f"the plan reduces the heads of {attention}, and so {last} needs a rank: the "
-                    "full one leaves it dense"
-                )
-
-
 def _short(name: str) -> str:
     return name.removeprefix("model.encoder.").removeprefix("layers.")
-
-
-def _part(plan: CompressionPlan, names: Sequence[str]) -> CompressionPlan:
-    """The plan for some layers and the self-attentions they belong to, with two factors each."""
-    parents = {name.rpartition(".")[0] for name in names}
-    return CompressionPlan(
-        {name: plan.layers[name] for name in names},
-        attention={name: one for name, one in plan.attention.items() if name in parents},
-    )
 
 
 def _spectra(method: CompressionMethod, plan: CompressionPlan) -> Spectra | None:
