@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import WhisperForConditionalGeneration
+from transformers.models.whisper.modeling_whisper import WhisperAttention, WhisperEncoder
 
 from .attention import ReducedAttention
 from .configuration import LiteWhisperConfig
@@ -20,6 +21,12 @@ from .fast import use_fast_inference
 from .linear import LowRankLinear, PivotedLinear
 
 __all__ = ["LiteWhisperForConditionalGeneration"]
+
+# Attention weights are recorded by class (``output_attentions``): of reduced heads too.
+WhisperEncoder._can_record_outputs = {
+    **WhisperEncoder._can_record_outputs,
+    "attentions": [WhisperAttention, ReducedAttention],
+}
 
 
 class LiteWhisperForConditionalGeneration(WhisperForConditionalGeneration):

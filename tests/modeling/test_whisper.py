@@ -158,6 +158,20 @@ def test_reduced_attention_is_saved_and_loaded_strictly(tmp_path):
         )
 
 
+def test_attention_weights_are_recorded_of_every_layer():
+    dims = {"qk_dim": 8, "v_dim": 12}
+    config = lite_config(low_rank_config=None, reduced_attention=[{}, dims])
+    model = LiteWhisperForConditionalGeneration(config).eval()
+    frames = config.max_source_positions
+    features = torch.randn(2, config.num_mel_bins, 2 * frames)
+    with torch.no_grad():
+        weights = model.model.encoder(features, output_attentions=True).attentions
+    assert len(weights) == config.encoder_layers == 2
+    for one in weights:
+        assert one.shape == (2, config.encoder_attention_heads, frames, frames)
+        torch.testing.assert_close(one.sum(-1), torch.ones(one.shape[:-1]))
+
+
 def test_without_reduced_attention_the_configuration_does_not_name_it(tmp_path):
     for config in (lite_config(), lite_config(reduced_attention=None)):
         assert "reduced_attention" not in config.to_dict()
