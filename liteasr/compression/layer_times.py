@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -19,12 +19,15 @@ from liteasr.modeling import LowRankLinear, PivotedLinear
 from liteasr.modeling.attention import attend
 from liteasr.speed import Stopwatch
 
-__all__ = ["EncoderTimes", "LayerTimes", "dims_of", "measure_times", "widths_of"]
+__all__ = ["EncoderTimes", "LayerTimes", "dims_of", "measure_times", "times_in_turn", "widths_of"]
 
 _POINTS = 8
 """Ranks of each shape that are timed; times of the others are interpolated."""
 
 _ROUNDS = 7
+
+_SLOPES = 0.5, 2.0
+"""Least and most time of an encoder for a nanosecond of its pieces; what is beyond is noise."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +71,47 @@ class EncoderTimes:
         reduced: Widths of a projection of reduced heads, as :func:`widths_of` → its times.
         heads: Dimensions of a head, as :func:`dims_of` → nanoseconds of the products of one
             self-attention.
+        tried: Of two compressed encoders, the smaller first: what their layers and heads take by
+            the times here, one by one, and what the whole of it takes. Together they take less,
+            or more: attention and the MLP run in tiles, for instance.
+
+    Example:
+        >>> times = EncoderTimes(100, {}, tried=((40, 50), (60, 80)))
+        >>> times.pieces_within(65), times.pieces_within(80)
+        (50, 60)
     """
 
     encoder: int
     layers: Mapping[str, LayerTimes]
     reduced: Mapping[str, LayerTimes] = field(default_factory=dict)
     heads: Mapping[str, int] = field(default_factory=dict)
+    tried: Sequence[tuple[int, int]] = ()
+
+    def pieces_within(self, whole: float) -> int:
+        """What layers and heads may take, one by one, in an encoder that takes ``whole``.
+
+        Args:
+            whole: Nanoseconds for one window.
+        """
+        (pieces0, whole0), (pieces1, whole1) = self.tried
+        slope = (whole1 - whole0) / max(1, pieces1 - pieces0)
+        slope = min(max(slope, _SLOPES[0]), _SLOPES[1])
+        middle = (pieces0 + pieces1) / 2 + (whole - (whole0 + whole1) / 2) / slope
+        return round(middle)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> EncoderTimes:
+        """Inverse of :meth:`to_dict`."""
+        layers, reduced = (
+            {name: LayerTimes(**one) for name, one in content[kind].items()}
+            for kind in ("layers", "reduced")
+        )
+        tried = tuple((pieces, whole) for pieces, whole in content["tried"])
+        return cls(content["encoder"], layers, reduced, dict(content["heads"]), tried)
 
 
 def dims_of(qk_dim: int, v_dim: int) -> str:
@@ -120,7 +158,7 @@ def measure_times(
         for shape in dict.fromkeys([*shapes.values(), *reduced])
     }
     inputs = features_BMF.to(weight)
-    (whole,) = _times([lambda: encoder(inputs)])
+    (whole,) = times_in_turn([lambda: encoder(inputs)])
     return EncoderTimes(
         whole,
         {name: by_shape[shape] for name, shape in shapes.items()},
@@ -143,7 +181,7 @@ def _head_times(
         v_BHTV = v_BHTE[..., :v_dim].contiguous()
         return lambda: attend(q_BHTR, k_BHTR, v_BHTV, scale=1.0)
 
-    times = _times(attention(*one) for one in dims)
+    times = times_in_turn(attention(*one) for one in dims)
     return {dims_of(*one): time for one, time in zip(dims, times, strict=True)}
 
 
@@ -156,7 +194,7 @@ def _layer_times(
     low_rank_layer = PivotedLinear if shape.pivoted else LowRankLinear
     layers += [low_rank_layer(*widths, rank, **place) for rank in ranks]
     inputs = torch.randn(1, frames, shape.in_features).to(like)
-    dense, *low_rank = _times([_call(layer, inputs) for layer in layers])
+    dense, *low_rank = times_in_turn([_call(layer, inputs) for layer in layers])
     # More rank is never less work; that it seems so is noise.
     rising = [max(low_rank[: index + 1]) for index in range(len(low_rank))]
     return LayerTimes(dense, tuple(ranks), tuple(rising))
@@ -166,8 +204,12 @@ def _call(layer: nn.Module, inputs: torch.Tensor) -> Callable[[], object]:
     return lambda: layer(inputs)
 
 
-def _times(work: Iterable[Callable[[], object]]) -> list[int]:
-    """Median nanoseconds of each, timed in turn after a round of warming up."""
+def times_in_turn(work: Iterable[Callable[[], object]]) -> list[int]:
+    """Median nanoseconds of each, timed in turn after a round of warming up.
+
+    Args:
+        work: What to time.
+    """
     work = list(work)
     seconds: list[list[float]] = [[] for _ in work]
     for index in range(1 + _ROUNDS):

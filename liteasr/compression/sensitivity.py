@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from liteasr.compression.heads import (
     LayerView,
     padded,
 )
-from liteasr.compression.layer_times import EncoderTimes, LayerTimes, measure_times
+from liteasr.compression.layer_times import EncoderTimes, measure_times
 from liteasr.compression.metric import MetricPCA, pca_in_metric, projected_factors
 from liteasr.compression.plan import AttentionPlan, CompressionPlan, LayerPlan
 from liteasr.compression.surgery import (
@@ -37,6 +37,7 @@ from liteasr.compression.surgery import (
     find_linears,
     frame_convolution,
 )
+from liteasr.compression.time_trial import with_trials
 from liteasr.compression.trial import output_error
 from liteasr.compression.windows import pack_windows
 
@@ -144,18 +145,14 @@ class SensitivityMethod(GradientMethod):
 
     def state_dict(self) -> dict[str, Any]:
         """Statistics, and times where they were measured."""
-        times = None if self._times is None else asdict(self._times)
+        times = None if self._times is None else self._times.to_dict()
         return {**super().state_dict(), "times": times}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what :meth:`state_dict` gave."""
         super().load_state_dict(state)
         if (times := state.get("times")) is not None:
-            layers, reduced = (
-                {name: LayerTimes(**one) for name, one in times[kind].items()}
-                for kind in ("layers", "reduced")
-            )
-            self._times = EncoderTimes(times["encoder"], layers, reduced, times["heads"])
+            self._times = EncoderTimes.from_dict(times)
 
     def shape(self, name: str) -> LinearShape:
         """Widths of a layer, dense heads, and what its ranks cost."""
@@ -166,6 +163,7 @@ class SensitivityMethod(GradientMethod):
         options = super().statistics_options()
         if self.budget.kind == "encoder_time_ratio":
             options["times"] = "pivoted" if self.pivoted else "two factors"
+            options["times_of_encoders"] = True
             options["times_of_heads"] = self._head_widths() if self._reducible() else []
         return options
 
@@ -362,24 +360,29 @@ class SensitivityMethod(GradientMethod):
         return encoder_parameters(self.encoder), "parameters"
 
     def _measured(self) -> EncoderTimes:
-        """Times of the encoder and its layers, measured once."""
+        """Times of the encoder, its layers and two compressed ones, measured once."""
         if self._times is None:
             encoder: Any = self.encoder
             config, granularity = encoder.config, self.budget.granularity
             count, width = int(config.encoder_attention_heads), int(config.d_model)
-            dims = self._head_widths() if self._reducible() else []
-            self._times = measure_times(
+            attentions = self._reducible()
+            dims = self._head_widths() if attentions else []
+            shapes = {name: self.shape(name) for name in self.linears}
+            features_BMF = torch.randn(1, int(config.num_mel_bins), 2 * encoder_frames(encoder))
+            reduced = [
+                LinearShape(*widths, bias=True, pivoted=True)
+                for dim in dims
+                for widths in ((width, count * dim), (count * dim, width))
+            ]
+            times = measure_times(
                 encoder,
-                {name: self.shape(name) for name in self.linears},
+                shapes,
                 lambda shape: shape.ranks(granularity),
-                torch.randn(1, int(config.num_mel_bins), 2 * encoder_frames(encoder)),
-                [
-                    LinearShape(*widths, bias=True, pivoted=True)
-                    for dim in dims
-                    for widths in ((width, count * dim), (count * dim, width))
-                ],
+                features_BMF,
+                reduced,
                 timed_dims(dims, width // count) if dims else [],
             )
+            self._times = with_trials(times, encoder, shapes, attentions, features_BMF)
         return self._times
 
     def _choose_size(self) -> Choice:
@@ -391,7 +394,10 @@ class SensitivityMethod(GradientMethod):
             raise ValueError(
                 f"{budget.kind}: {wanted:,.0f} is not below the {whole:,.0f} of the dense encoder"
             )
+        # What is spent beside the layers: by time, what is saved by running them together.
         fixed = whole - choices.dense_cost
+        if budget.kind == "encoder_time_ratio":
+            fixed = wanted - self._measured().pieces_within(wanted)
         try:
             return choices.choice(allocate_budget(choices.items, wanted - fixed))
         except ValueError as error:

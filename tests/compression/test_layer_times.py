@@ -1,5 +1,7 @@
 """A budget by time: what is measured, and that ranks follow it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from calibrated import calibrated
@@ -7,7 +9,13 @@ from tiny import tiny_config
 from torch import nn
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from liteasr.compression import Budget, SensitivityMethod, sensitivity
+from liteasr.compression import (
+    Budget,
+    SensitivityMethod,
+    collect_ranks,
+    sensitivity,
+    time_trial,
+)
 from liteasr.compression.allocate import LinearShape, rank_options
 from liteasr.compression.layer_times import EncoderTimes, LayerTimes, measure_times, widths_of
 
@@ -54,13 +62,26 @@ def test_a_rank_that_saves_parameters_but_no_time_is_no_option():
     assert [one.value for one in rank_options(torch.ones(64), shape)] == [None, 8, 16, 24]
 
 
+def test_whole_encoders_say_what_their_pieces_may_take():
+    times = EncoderTimes(100, {}, tried=((40, 50), (60, 80)))
+    assert [times.pieces_within(whole) for whole in (50, 65, 80, 95)] == [40, 50, 60, 70]
+    assert EncoderTimes.from_dict(times.to_dict()) == times
+
+
+@pytest.mark.parametrize("wholes", [(65, 65), (80, 50)])
+def test_noise_in_two_encoders_does_not_make_more_pieces_faster(wholes):
+    times = EncoderTimes(100, {}, tried=tuple(zip((40, 60), wholes, strict=True)))
+    assert [times.pieces_within(whole) for whole in (55, 65, 75)] == [30, 50, 70]
+
+
 HEAD_NS = 1000
 
 
-def fake_times(monkeypatch, speed):
+def fake_times(monkeypatch, speed, *, trials=False):
     """Time that is ``speed(name)`` nanoseconds a parameter; the rest of the encoder takes 1000.
 
-    Attention takes 1000 for each dimension of a head, of queries and keys and of values.
+    Attention takes 1000 for each dimension of a head, of queries and keys and of values. With
+    ``trials`` whole encoders are built and timed.
     """
     measured = []
 
@@ -77,8 +98,39 @@ def fake_times(monkeypatch, speed):
         narrower = {widths_of(shape): times_of(shape, 3) for shape in reduced}
         return EncoderTimes(measured[-1], layers, narrower, core)
 
+    def tried(times, *_):
+        return replace(times, tried=((0, 1000), (1000, 2000)))
+
     monkeypatch.setattr(sensitivity, "measure_times", measure)
+    if not trials:
+        monkeypatch.setattr(sensitivity, "with_trials", tried)
     return measured
+
+
+@pytest.mark.parametrize("heads", [True, False])
+def test_two_compressed_encoders_are_timed_beside_the_dense_one(fp64, monkeypatch, heads):
+    fake_times(monkeypatch, lambda name: 3, trials=True)
+    model, features = fp64
+    before = {name: one.clone() for name, one in model.model.encoder.state_dict().items()}
+    built = []
+    apply_plan = time_trial.apply_plan
+    monkeypatch.setattr(
+        time_trial, "apply_plan", lambda *given: (built.append(given), apply_plan(*given))
+    )
+    method = SensitivityMethod(Budget("encoder_time_ratio", 0.7), heads=heads, convolution=False)
+    times = calibrated(model, features, method).state_dict()["times"]
+    blocks = len(model.model.encoder.layers)
+    dense = sum(one["dense"] for one in times["layers"].values())
+    dense += blocks * max(times["heads"].values(), default=0)
+    (pieces0, whole0), (pieces1, whole1) = times["tried"]
+    assert 0.3 * dense < pieces0 < 0.6 * dense < pieces1 < 0.8 * dense
+    assert min(whole0, whole1, times["encoder"]) > 0
+    for holder, plan in built:
+        assert len(plan.ranks) == len(times["layers"])
+        assert len(plan.head_dims) == (blocks if heads else 0)
+        assert dict(collect_ranks(holder)) == plan.ranks
+    after = model.model.encoder.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
 def time_of(plan, measured, speed):
