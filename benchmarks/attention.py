@@ -1,15 +1,18 @@
-"""Self-attention of a real encoder, dense and reduced: time and error over the width of the heads.
+"""Self-attention of a real encoder, dense and reduced: time and error over rank and width of heads.
 
-    python benchmarks/attention.py [--model M] [--speech D] [--clips 16] [--dims 16 32 48]
-                                   [--batch-size 1] [--rounds 7]
+    python benchmarks/attention.py [--model M] [--speech D] [--clips 16] [--ranks 64 128 192]
+                                   [--dims 16 32 48] [--batch-size 1] [--rounds 7]
+                                   [--dtype float32] [--threads N]
 
-Prints for each layer and each number of dimensions the relative error of the attention's output on
-clips that were not calibrated on, parameters, and time over that of the dense layer (median and
-range of the rounds, all kinds of a layer alternating in one process) of
+Prints for each layer the relative error of the attention's output on clips that were not calibrated
+on, parameters, and time over that of the dense layer (median and range of the rounds, all kinds of
+a layer in turn in one process), and at the end the means over the layers, of
 
-- ``low_rank``: q, k and v of that rank in all, the published method's factors, run plainly,
-- ``rank_space``: the same factors, run between them,
-- ``per_head``: heads of that many dimensions for q, k and v.
+- ``low_rank R``: q, k and v of rank R, the published method's factors, run plainly,
+- ``rank_space R``: the same factors, run between them,
+- ``pivoted R``: the same factors with pivots, run between them where that is less work,
+- ``per_head E``: heads of E dimensions for q, k and v,
+- ``scores E``: the same for q and k alone, with dense values.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import copy
 import json
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +41,7 @@ from liteasr.compression import (
     value_modes,
 )
 from liteasr.compression.hooks import HookOwner
-from liteasr.compression.surgery import install_attention_factors, install_factors
+from liteasr.compression.surgery import install_attention_factors, install_factors, pivot_layers
 from liteasr.modeling import LowRankLinear, ReducedAttention, use_rank_space
 
 PADDING_WEIGHT = 0.05
@@ -82,27 +86,37 @@ def low_rank(dense: nn.Module, moments: Moments, rank: int) -> nn.Module:
     return attention
 
 
-def per_head(dense: Any, moments: Moments, dim: int) -> nn.Module:
-    """The attention with heads of ``dim`` dimensions."""
+def per_head(dense: Any, moments: Moments, dim: int, v_dim: int) -> nn.Module:
+    """The attention with heads of ``dim`` dimensions, and ``v_dim`` for values."""
     weights = attention_weights(dense)
     scores, values = score_modes(weights, *moments), value_modes(weights, *moments)
-    reduced = ReducedAttention(dense.embed_dim, dense.num_heads, dim, dim)
-    factors = head_factors(weights, moments[0], scores, values, dim, dim)
+    reduced = ReducedAttention(dense.embed_dim, dense.num_heads, dim, v_dim)
+    factors = head_factors(weights, moments[0], scores, values, dim, v_dim)
     install_attention_factors(reduced, factors)
     return reduced.eval()
 
 
-def kinds_of(dense: nn.Module, moments: Moments, dim: int) -> dict[str, nn.Module]:
+def kinds_of(
+    dense: Any, moments: Moments, ranks: Sequence[int], dims: Sequence[int]
+) -> dict[str, nn.Module]:
     """All that is compared."""
-    plain = low_rank(dense, moments, dim)
-    between = nn.ModuleDict({"attention": copy.deepcopy(plain)})
-    use_rank_space(between)
-    return {
-        "dense": dense,
-        "low_rank": plain,
-        "rank_space": between["attention"],
-        "per_head": per_head(dense, moments, dim),
-    }
+    kinds: dict[str, nn.Module] = {"dense": dense}
+    for rank in ranks:
+        kinds[f"low_rank {rank}"] = low_rank(dense, moments, rank)
+        for name, change in (("rank_space", use_rank_space), ("pivoted", fast_pivots)):
+            holder = nn.ModuleDict({"attention": copy.deepcopy(kinds[f"low_rank {rank}"])})
+            change(holder)
+            kinds[f"{name} {rank}"] = holder["attention"]
+    for dim in dims:
+        kinds[f"per_head {dim}"] = per_head(dense, moments, dim, dim)
+        kinds[f"scores {dim}"] = per_head(dense, moments, dim, dense.head_dim)
+    return kinds
+
+
+def fast_pivots(holder: nn.Module) -> None:
+    """Pivoted layers, run as a compressed encoder runs them."""
+    pivot_layers(holder)
+    use_rank_space(holder)
 
 
 def relative_error(
@@ -130,20 +144,26 @@ def measure(
     dense: nn.Module,
     inputs: list[Tensor],
     frames: list[Tensor],
-    dim: int,
-    batch_size: int,
-    rounds: int,
-) -> dict[str, Any]:
-    """One layer at one width; the first half of the clips is calibrated on."""
+    arguments: argparse.Namespace,
+) -> dict[str, dict[str, Any]]:
+    """One layer; the first half of the clips is calibrated on."""
     half = len(inputs) // 2
-    layers = kinds_of(dense, moments_of(inputs[:half], frames[:half]), dim)
-    x = torch.cat(inputs)[:batch_size]
-    seconds = seconds_of(layers, x, rounds)
-    result: dict[str, Any] = {"dense_ms": round(1e3 * statistics.median(seconds["dense"]), 1)}
-    for name, layer in list(layers.items())[1:]:
+    moments = moments_of(inputs[:half], frames[:half])
+    layers = kinds_of(dense, moments, arguments.ranks, arguments.dims)
+    errors = {
+        name: relative_error(layer, dense, inputs[half:], frames[half:])
+        for name, layer in layers.items()
+    }
+    dtype = getattr(torch, arguments.dtype)
+    cast = {name: copy.deepcopy(layer).to(dtype) for name, layer in layers.items()}
+    x = torch.cat(inputs)[: arguments.batch_size].to(dtype)
+    seconds = seconds_of(cast, x, arguments.rounds)
+    result: dict[str, Any] = {}
+    for name, layer in layers.items():
         ratios = [s / d for s, d in zip(seconds[name], seconds["dense"], strict=True)]
         result[name] = {
-            "error": float(f"{relative_error(layer, dense, inputs[half:], frames[half:]):.3g}"),
+            "milliseconds": round(1e3 * statistics.median(seconds[name]), 2),
+            "error": float(f"{errors[name]:.3g}"),
             "params": sum(parameter.numel() for parameter in layer.parameters()),
             "time_ratio": round(statistics.median(ratios), 3),
             "time_range": [round(min(ratios), 3), round(max(ratios), 3)],
@@ -157,7 +177,10 @@ def main() -> None:
     parser.add_argument("--model", default="../shared/models/whisper-tiny-libri")
     parser.add_argument("--speech", type=Path, default=Path("../shared/speech"))
     parser.add_argument("--clips", type=int, default=16)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[64, 128, 192])
     parser.add_argument("--dims", type=int, nargs="+", default=[16, 32, 48])
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
@@ -172,13 +195,19 @@ def main() -> None:
     if len(batches) < 2:
         parser.error("--clips: at least 2, half of them to calibrate and half to measure on")
     frames = [batch["frames"] for batch in batches]
-    with torch.no_grad():
+    torch.set_num_threads(args.threads)
+    found = []
+    with torch.inference_mode():
         for number, inputs in enumerate(inputs_of(module, batches)):
-            dense = module.encoder.layers[number].self_attn
-            for dim in args.dims:
-                found = measure(dense, inputs, frames, dim, args.batch_size, args.rounds)
-                line = {"layer": number, "dim": dim, "batch_size": args.batch_size, **found}
-                print(json.dumps(line), flush=True)
+            found.append(measure(module.encoder.layers[number].self_attn, inputs, frames, args))
+            for kind, result in found[-1].items():
+                print(json.dumps({"layer": number, "kind": kind, **result}), flush=True)
+    for kind in found[0]:
+        means = {
+            key: float(f"{statistics.fmean(one[kind][key] for one in found):.3g}")
+            for key in ("error", "params", "time_ratio")
+        }
+        print(json.dumps({"layer": "mean", "kind": kind, **means}))
 
 
 if __name__ == "__main__":
