@@ -66,25 +66,25 @@ class EncoderTimes:
     """Times of an encoder for one window.
 
     Attributes:
-        encoder: The whole of it, dense, in nanoseconds.
         layers: Full name of a layer → its times.
         reduced: Widths of a projection of reduced heads, as :func:`widths_of` → its times.
         heads: Dimensions of a head, as :func:`dims_of` → nanoseconds of the products of one
             self-attention.
+        encoder: The whole of it, dense, in nanoseconds; 0 until it is timed.
         tried: Of two compressed encoders, the smaller first: what their layers and heads take by
             the times here, one by one, and what the whole of it takes. Together they take less,
             or more: attention and the MLP run in tiles, for instance.
 
     Example:
-        >>> times = EncoderTimes(100, {}, tried=((40, 50), (60, 80)))
-        >>> times.pieces_within(65), times.pieces_within(80)
-        (50, 60)
+        >>> times = EncoderTimes({}, encoder=100, tried=((40, 50), (60, 80)))
+        >>> times.pieces_within(65), times.pieces_within(80), times.whole_of(60)
+        (50, 60, 80)
     """
 
-    encoder: int
     layers: Mapping[str, LayerTimes]
     reduced: Mapping[str, LayerTimes] = field(default_factory=dict)
     heads: Mapping[str, int] = field(default_factory=dict)
+    encoder: int = 0
     tried: Sequence[tuple[int, int]] = ()
 
     def pieces_within(self, whole: float) -> int:
@@ -93,11 +93,24 @@ class EncoderTimes:
         Args:
             whole: Nanoseconds for one window.
         """
+        pieces, middle, slope = self._line()
+        return round(pieces + (whole - middle) / slope)
+
+    def whole_of(self, pieces: float) -> int:
+        """What an encoder takes whose layers and heads take ``pieces``, one by one.
+
+        Args:
+            pieces: Nanoseconds for one window.
+        """
+        between, middle, slope = self._line()
+        return round(middle + (pieces - between) * slope)
+
+    def _line(self) -> tuple[float, float, float]:
+        """Pieces and whole between the two encoders, and the slope."""
         (pieces0, whole0), (pieces1, whole1) = self.tried
         slope = (whole1 - whole0) / max(1, pieces1 - pieces0)
         slope = min(max(slope, _SLOPES[0]), _SLOPES[1])
-        middle = (pieces0 + pieces1) / 2 + (whole - (whole0 + whole1) / 2) / slope
-        return round(middle)
+        return (pieces0 + pieces1) / 2, (whole0 + whole1) / 2, slope
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers."""
@@ -111,7 +124,7 @@ class EncoderTimes:
             for kind in ("layers", "reduced")
         )
         tried = tuple((pieces, whole) for pieces, whole in content["tried"])
-        return cls(content["encoder"], layers, reduced, dict(content["heads"]), tried)
+        return cls(layers, reduced, dict(content["heads"]), content["encoder"], tried)
 
 
 def dims_of(qk_dim: int, v_dim: int) -> str:
@@ -137,30 +150,26 @@ def measure_times(
     encoder: nn.Module,
     shapes: Mapping[str, LinearShape],
     ranks: Callable[[LinearShape], Sequence[int]],
-    features_BMF: torch.Tensor,
+    frames: int,
     reduced: Collection[LinearShape] = (),
     head_dims: Sequence[tuple[int, int]] = (),
 ) -> EncoderTimes:
-    """Time an encoder and its layers, each layer against itself at several ranks, in turn.
+    """Time an encoder's layers, each against itself at several ranks, in turn, and its heads.
 
     Args:
         encoder: Dense; its device and type are those of the measurement.
         shapes: Of its layers, by full name. Layers of one shape are timed once.
         ranks: Ranks that a layer of some shape may get, ascending.
-        features_BMF: Log-mel features of one window, (1, mel bins, 3000).
+        frames: T of a window.
         reduced: Shapes of projections that reduced heads would have.
         head_dims: Dimensions of heads whose attention is timed: queries and keys, values.
     """
     weight = next(encoder.parameters())
-    frames = features_BMF.shape[-1] // 2
     by_shape = {
         shape: _layer_times(shape, _some(ranks(shape)), frames, weight)
         for shape in dict.fromkeys([*shapes.values(), *reduced])
     }
-    inputs = features_BMF.to(weight)
-    (whole,) = times_in_turn([lambda: encoder(inputs)])
     return EncoderTimes(
-        whole,
         {name: by_shape[shape] for name, shape in shapes.items()},
         {widths_of(shape): by_shape[shape] for shape in reduced},
         _head_times(encoder, head_dims, frames, weight),

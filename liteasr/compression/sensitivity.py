@@ -214,7 +214,7 @@ class SensitivityMethod(GradientMethod):
 
     def _reducible(self) -> list[str]:
         """Full names of the self-attentions whose heads may be reduced."""
-        if not (self.heads and self.pivoted):
+        if not (self.heads and self.pivoted and self._head_widths()):
             return []
         encoder: Any = self.encoder
         width = int(encoder.config.d_model)
@@ -378,7 +378,7 @@ class SensitivityMethod(GradientMethod):
                 encoder,
                 shapes,
                 lambda shape: shape.ranks(granularity),
-                features_BMF,
+                encoder_frames(encoder),
                 reduced,
                 timed_dims(dims, width // count) if dims else [],
             )
@@ -394,18 +394,30 @@ class SensitivityMethod(GradientMethod):
             raise ValueError(
                 f"{budget.kind}: {wanted:,.0f} is not below the {whole:,.0f} of the dense encoder"
             )
-        # What is spent beside the layers: by time, what is saved by running them together.
-        fixed = whole - choices.dense_cost
-        if budget.kind == "encoder_time_ratio":
-            fixed = wanted - self._measured().pieces_within(wanted)
+        allowed = self._allowed(wanted, whole - choices.dense_cost)
+        if allowed >= choices.dense_cost:
+            times = self._measured()
+            raise ValueError(
+                f"{budget.kind}: {budget.amount} asks for nothing: run as a compressed encoder is, "
+                f"the dense one takes {times.whole_of(choices.dense_cost) / whole:.2f} of its time"
+            )
         try:
-            return choices.choice(allocate_budget(choices.items, wanted - fixed))
+            return choices.choice(allocate_budget(choices.items, allowed))
         except ValueError as error:
-            least = fixed + sum(min(o.cost for o in opts) for opts in choices.items.values())
+            least = sum(min(o.cost for o in opts) for opts in choices.items.values())
+            whole = least + wanted - allowed
+            if budget.kind == "encoder_time_ratio":
+                whole = self._measured().whole_of(least)
             raise ValueError(
                 f"{budget.kind}: {wanted:,.0f} {unit} cannot be reached; with ranks of "
-                f"{budget.granularity} the encoder still has {least:,.0f}"
+                f"{budget.granularity} the encoder still has {whole:,.0f}"
             ) from error
+
+    def _allowed(self, wanted: float, fixed: float) -> float:
+        """What the layers may cost together if the encoder is to cost ``wanted``."""
+        if self.budget.kind == "encoder_time_ratio":
+            return self._measured().pieces_within(wanted)
+        return wanted - fixed
 
     def layer_plan(self, name: str, rank: int | None) -> LayerPlan:
         """The record of a decision; its kept energy is that of the layer's plain variance."""

@@ -20,7 +20,7 @@ from liteasr.compression.layer_times import (
     widths_of,
 )
 from liteasr.compression.plan import AttentionPlan, CompressionPlan, LayerPlan
-from liteasr.compression.surgery import apply_plan, encoder_frames
+from liteasr.compression.surgery import apply_plan, encoder_frames, unframe_convolution
 from liteasr.modeling import use_fast_inference
 
 __all__ = ["with_trials"]
@@ -46,7 +46,9 @@ def with_trials(
         attentions: Full names of self-attentions whose heads may be reduced.
         features_BMF: Log-mel features of one window, (1, mel bins, 3000).
     """
-    pieces, encoders = [], [encoder]
+    dense = nn.ModuleDict({"encoder": copy.deepcopy(encoder)})
+    unframe_convolution(dense)
+    pieces, encoders = [], [dense["encoder"].eval()]
     for share in _SHARES:
         plan, cost = _plan_of(share, times, encoder, shapes, attentions)
         holder = nn.ModuleDict({"encoder": copy.deepcopy(encoder)})
@@ -56,8 +58,8 @@ def with_trials(
         pieces.append(cost)
         encoders.append(compressed.eval())
     inputs = features_BMF.to(next(encoder.parameters()))
-    dense, *wholes = times_in_turn([_run(one, inputs) for one in encoders])
-    return replace(times, encoder=dense, tried=tuple(zip(pieces, wholes, strict=True)))
+    whole, *wholes = times_in_turn([_run(one, inputs) for one in encoders])
+    return replace(times, encoder=whole, tried=tuple(zip(pieces, wholes, strict=True)))
 
 
 def _run(encoder: nn.Module, inputs: Tensor) -> Any:
@@ -101,13 +103,14 @@ def _within(name: str) -> str:
     return f"encoder.{name.rpartition('encoder.')[2]}"
 
 
-def _rank_within(share: float, times: LayerTimes) -> int:
+def _rank_within(share: float, times: LayerTimes) -> int | None:
+    """Dense where no rank is smaller."""
     fast = [
         rank
         for rank, time in zip(times.ranks, times.low_rank, strict=True)
         if time <= share * times.dense
     ]
-    return max(fast, default=times.ranks[0])
+    return max(fast, default=min(times.ranks, default=None))
 
 
 def _dims_within(share: float, times: EncoderTimes, full: int) -> int:

@@ -29,18 +29,15 @@ def test_each_shape_is_timed_once_and_more_rank_never_takes_less():
         for name, one in encoder.named_modules()
         if isinstance(one, nn.Linear)
     }
-    config = encoder.config
-    features = torch.randn(1, config.num_mel_bins, 2 * config.max_source_positions)
     asked = []
 
     def ranks(shape):
         asked.append(shape)
         return shape.ranks(4)
 
-    times = measure_times(encoder, shapes, ranks, features)
+    times = measure_times(encoder, shapes, ranks, encoder.config.max_source_positions)
     assert times.layers.keys() == shapes.keys()
     assert len(asked) == len(set(asked)) < len(shapes)
-    assert times.encoder > 0
     for name, one in times.layers.items():
         possible = shapes[name].ranks(4)
         assert (one.ranks[0], one.ranks[-1]) == (possible[0], possible[-1])
@@ -63,21 +60,22 @@ def test_a_rank_that_saves_parameters_but_no_time_is_no_option():
 
 
 def test_whole_encoders_say_what_their_pieces_may_take():
-    times = EncoderTimes(100, {}, tried=((40, 50), (60, 80)))
+    times = EncoderTimes({}, encoder=100, tried=((40, 50), (60, 80)))
     assert [times.pieces_within(whole) for whole in (50, 65, 80, 95)] == [40, 50, 60, 70]
+    assert [times.whole_of(pieces) for pieces in (40, 50, 60, 70)] == [50, 65, 80, 95]
     assert EncoderTimes.from_dict(times.to_dict()) == times
 
 
 @pytest.mark.parametrize("wholes", [(65, 65), (80, 50)])
 def test_noise_in_two_encoders_does_not_make_more_pieces_faster(wholes):
-    times = EncoderTimes(100, {}, tried=tuple(zip((40, 60), wholes, strict=True)))
+    times = EncoderTimes({}, encoder=100, tried=tuple(zip((40, 60), wholes, strict=True)))
     assert [times.pieces_within(whole) for whole in (55, 65, 75)] == [30, 50, 70]
 
 
 HEAD_NS = 1000
 
 
-def fake_times(monkeypatch, speed, *, trials=False):
+def fake_times(monkeypatch, speed, *, trials=False, rest=1000):
     """Time that is ``speed(name)`` nanoseconds a parameter; the rest of the encoder takes 1000.
 
     Attention takes 1000 for each dimension of a head, of queries and keys and of values. With
@@ -90,16 +88,16 @@ def fake_times(monkeypatch, speed, *, trials=False):
         low_rank = tuple(count * shape.low_rank_params(rank) for rank in tried)
         return LayerTimes(3 * shape.dense_params(), tuple(tried), low_rank)
 
-    def measure(encoder, shapes, ranks, features, reduced, head_dims):
+    def measure(encoder, shapes, ranks, frames, reduced, head_dims):
         layers = {name: times_of(shape, speed(name)) for name, shape in shapes.items()}
         core = {f"{qk_dim}/{v_dim}": HEAD_NS * (qk_dim + v_dim) for qk_dim, v_dim in head_dims}
         whole = 2 * max(core.values(), default=0)
         measured.append(1000 + whole + sum(one.dense for one in layers.values()))
         narrower = {widths_of(shape): times_of(shape, 3) for shape in reduced}
-        return EncoderTimes(measured[-1], layers, narrower, core)
+        return EncoderTimes(layers, narrower, core, measured[-1])
 
     def tried(times, *_):
-        return replace(times, tried=((0, 1000), (1000, 2000)))
+        return replace(times, tried=((0, rest), (1000, 1000 + rest)))
 
     monkeypatch.setattr(sensitivity, "measure_times", measure)
     if not trials:
@@ -179,6 +177,24 @@ def test_what_cannot_be_reached_is_said(fp64, monkeypatch):
     method = SensitivityMethod(Budget("encoder_time_ratio", 0.01))
     with pytest.raises(ValueError, match=r"encoder_time_ratio: .* ns a window cannot be reached"):
         calibrated(*fp64, method).allocate()
+
+
+def test_a_budget_that_the_dense_encoder_meets_in_tiles_is_refused(fp64, monkeypatch):
+    measured = fake_times(monkeypatch, lambda name: 3, rest=-100_000)
+    method = SensitivityMethod(Budget("encoder_time_ratio", 0.9999), heads=False)
+    with pytest.raises(ValueError, match=r"0\.9999 asks for nothing: .* dense one takes 0\.\d\d"):
+        calibrated(*fp64, method).allocate()
+    assert len(measured) == 1
+
+
+@pytest.mark.parametrize("pivoted", [True, False])
+def test_ranks_too_coarse_for_heads_and_for_some_layers_are_timed(fp64, pivoted):
+    granularity = fp64[0].config.d_model // 2
+    budget = Budget("encoder_time_ratio", 0.9, granularity)
+    method = calibrated(*fp64, SensitivityMethod(budget, pivoted=pivoted))
+    times = method.state_dict()["times"]
+    assert not times["heads"]
+    assert len(times["tried"]) == 2
 
 
 def test_saved_statistics_bring_their_times(fp64, monkeypatch):
