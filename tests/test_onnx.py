@@ -8,7 +8,7 @@ from checkpoints import save_checkpoint
 from runs import ROOT
 from speech_files import RATE, noise
 
-from liteasr import load
+from liteasr import benchmark, load
 from liteasr.compression import encoder_parameters, pivot_layers
 from liteasr.config import ConfigError
 from liteasr.export import export_onnx
@@ -54,6 +54,32 @@ def quantized(folder, tmp_path_factory):
     before, after = quantize_encoder(path)
     assert after < before
     return path
+
+
+@pytest.fixture
+def dense(tmp_path):
+    """A folder of a random model of the same widths."""
+    return save_checkpoint(tmp_path / "dense")
+
+
+def test_a_benchmark_takes_graphs(folder, quantized, dense, tmp_path):
+    for model in (folder, quantized):
+        output = tmp_path / "speed.json"
+        options = ["--repeats", "1", "--threads", "1", "--output", str(output)]
+        assert benchmark.main(["--model", str(model), "--dense", str(dense), *options]) == 0
+        (one,) = json.loads(output.read_text())["encoder"]
+        assert one["speed_up"] > 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--threads", "1", "2"], ["--dtype", "bfloat16"], ["--dtype", "float32", "bfloat16"]],
+)
+def test_graphs_run_in_one_way_alone(folder, dense, options, capsys):
+    assert benchmark.main(["--model", str(folder), "--dense", str(dense), *options]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"liteasr: {options[0]}:")
+    assert f"--model {folder} holds ONNX graphs" in said.replace("\n", " ")
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils.benchmark import set_torch_threads
 from transformers import PreTrainedModel, WhisperConfig
 
 from liteasr.benchmarking.settings import Settings
@@ -22,6 +23,7 @@ from liteasr.compression.surgery import collect_ranks
 from liteasr.config import ConfigError
 from liteasr.loading import load_config, load_model
 from liteasr.module import WhisperModule
+from liteasr.onnx import find_encoder
 
 __all__ = ["Contest", "Pair", "describe"]
 
@@ -68,6 +70,7 @@ class Contest:
         self._ids = {"dense": str(settings.dense), "lite": str(settings.model)}
         configs = {name: load_config(model_id) for name, model_id in self._ids.items()}
         _check_same_input(configs, self._ids)
+        _check_graphs(settings, self._ids)
         self._config = configs["dense"]
         self.names = self._ids
 
@@ -80,6 +83,11 @@ class Contest:
         Raises:
             ConfigError: If the weights or the tokenizer cannot be used.
         """
+        # ONNX Runtime keeps the threads that it is loaded with.
+        with set_torch_threads(self._settings.threads[0]):
+            return self._load(dtype)
+
+    def _load(self, dtype: str) -> Pair:
         device = self._settings.device
         if self._settings.shape is not None:
             models = {"dense": lay_out(self._config), "lite": lay_out(self._config, self._ranks)}
@@ -118,6 +126,23 @@ def _check_same_input(configs: Mapping[str, WhisperConfig], ids: Mapping[str, st
     ]
     if errors:
         raise ConfigError(errors)
+
+
+def _check_graphs(settings: Settings, ids: Mapping[str, str]) -> None:
+    for option, name in (("--model", "lite"), ("--dense", "dense")):
+        if find_encoder(ids[name]) is None:
+            continue
+        ways = {
+            "--dtype": settings.dtypes == ("float32",),
+            "--threads": len(set(settings.threads)) == 1,
+            "--mode": settings.modes == ("eager",),
+            "--device": settings.device == "cpu",
+        }
+        if wrong := [key for key, is_right in ways.items() if not is_right]:
+            raise ConfigError(
+                f"{', '.join(wrong)}: {option} {ids[name]} holds ONNX graphs, which run on the "
+                "CPU, beside float32, eager, with one number of threads"
+            )
 
 
 def describe(encoder: PreTrainedModel) -> dict[str, Any]:

@@ -18,12 +18,19 @@ from torch.utils.benchmark import set_torch_threads
 from transformers import PreTrainedModel
 
 from liteasr.benchmarking.settings import Combination
-from liteasr.benchmarking.timing import NAMES, alternate, compare, spread
+from liteasr.benchmarking.timing import (
+    NAMES,
+    Skipped,
+    alternate,
+    compare,
+    out_of_memory_is_no_end,
+    spread,
+)
 from liteasr.compression import encoder_flops
 from liteasr.modeling import use_cuda_graphs, use_no_cuda_graphs
 from liteasr.speed import Stopwatch
 
-__all__ = ["Skipped", "measure_encoders", "random_features"]
+__all__ = ["measure_encoders", "random_features"]
 
 _WARM_UP_CALLS = 2
 _LEAST_SECONDS = 0.05
@@ -32,10 +39,6 @@ _WARM_AFTER_SECONDS = 2.0
 """A call that takes this long needs no second one to warm up."""
 
 Encode = Callable[[Tensor], object]
-
-
-class Skipped(Exception):
-    """A combination that cannot be measured here, while others can; says why."""
 
 
 def random_features(encoder: PreTrainedModel, batch_size: int) -> Tensor:
@@ -71,7 +74,7 @@ def measure_encoders(
     """
     device, dtype = encoders["dense"].device, encoders["dense"].dtype
     input_BMF = features_BMF.to(device, dtype)
-    with set_torch_threads(combination.threads), _out_of_memory_is_no_end():
+    with set_torch_threads(combination.threads), out_of_memory_is_no_end():
         compile_s: dict[str, float | None] = dict.fromkeys(NAMES)
         run: dict[str, Encode] = dict(encoders)
         try:
@@ -121,14 +124,6 @@ def _warm_up(run: Mapping[str, Encode], input_BMF: Tensor) -> int:
         if fastest > _WARM_AFTER_SECONDS:
             break
     return max(1, math.ceil(_LEAST_SECONDS / fastest))
-
-
-@contextmanager
-def _out_of_memory_is_no_end() -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise Skipped("the GPU's memory is too small") from error
 
 
 # ---------------------------------------------------------------------- compilation

@@ -9,11 +9,11 @@ from typing import Any
 from rich.markup import escape
 
 from liteasr.benchmarking.contestants import Contest, Pair, describe
-from liteasr.benchmarking.encoders import Skipped, measure_encoders, random_features
+from liteasr.benchmarking.encoders import measure_encoders, random_features
 from liteasr.benchmarking.hardware import hardware
 from liteasr.benchmarking.report import described
 from liteasr.benchmarking.settings import Combination, Settings, combinations
-from liteasr.benchmarking.timing import NAMES
+from liteasr.benchmarking.timing import NAMES, Skipped, out_of_memory_is_no_end
 from liteasr.benchmarking.transcription import (
     Clips,
     load_clips,
@@ -70,12 +70,13 @@ def measure(settings: Settings) -> dict[str, Any]:
             if pair.modules is not None and clips is not None:
                 for one in combinations(settings, ("eager",)):
                     if one.dtype == dtype:
-                        found = _transcription(pair, one, clips, settings.repeats, say)
-                        transcription.append(found)
+                        heard = _transcription(pair, one, clips, settings.repeats, say)
+                        transcription.append(heard)
             # Else two types would be in memory while the next is loaded.
             del pair
-    if not transcription and all(one["skipped"] for one in encoder):
-        raise ConfigError(sorted({f"nothing to measure: {one['skipped']}" for one in encoder}))
+    found = [*encoder, *transcription]
+    if all(one["skipped"] for one in found):
+        raise ConfigError(sorted({f"nothing to measure: {one['skipped']}" for one in found}))
     return {
         "format": FORMAT,
         "device": settings.device,
@@ -128,7 +129,11 @@ def _transcription(
     name = f"transcription, {described(one, without=('mode',))}"
     say(f"{name}: warm-up", 0)
     assert pair.modules is not None
-    record = {**asdict(one), "clips": clips.count}
-    return record | measure_transcription(
-        pair.modules, clips, one, repeats, lambda who: say(f"{name}: {who}", 1)
-    )
+    record = {**asdict(one), "clips": clips.count, "skipped": None}
+    try:
+        with out_of_memory_is_no_end():
+            return record | measure_transcription(
+                pair.modules, clips, one, repeats, lambda who: say(f"{name}: {who}", 1)
+            )
+    except Skipped as error:
+        return record | {"skipped": str(error)}

@@ -72,7 +72,9 @@ def _rows(content: Mapping[str, Any], labels: Mapping[str, Sequence[str]]) -> li
         if not record["skipped"]
     ]
     records = zip(labels["transcription"], content["transcription"], strict=True)
-    return rows + [_Row(label, "transcription", record) for label, record in records]
+    return rows + [
+        _Row(label, "transcription", record) for label, record in records if not record["skipped"]
+    ]
 
 
 def _flop_ratio(content: Mapping[str, Any]) -> float:

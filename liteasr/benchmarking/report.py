@@ -107,15 +107,7 @@ def _milliseconds(value: float) -> str:
 def transcription_table(content: Record) -> Table:
     """A row a combination: RTFx of both, and the speed-up."""
     records = content["transcription"]
-    rows = [
-        [
-            _brief(one, ["mode"]),
-            *(speed(one[name]["rtfx"]) for name in NAMES),
-            f"{one['speed_up']:.2f}",
-            *(f"{one[name]['characters']:,}" for name in NAMES),
-        ]
-        for one in records
-    ]
+    rows = [[_brief(one, ["mode"]), *_transcription_cells(one)] for one in records]
     columns = (
         _heading(["mode"]),
         "dense,\nRTFx",
@@ -126,6 +118,16 @@ def transcription_table(content: Record) -> Table:
     )
     clips = records[0]["clips"]
     return table(f"Transcription of {clips} clip{'' if clips == 1 else 's'}", columns, rows)
+
+
+def _transcription_cells(one: Record) -> list[str]:
+    if one["skipped"]:
+        return ["skipped", "", "", "", ""]
+    return [
+        *(speed(one[name]["rtfx"]) for name in NAMES),
+        f"{one['speed_up']:.2f}",
+        *(f"{one[name]['characters']:,}" for name in NAMES),
+    ]
 
 
 def notes(content: Record) -> list[str]:
@@ -144,6 +146,11 @@ def notes(content: Record) -> list[str]:
         elif one["mode"] == "compiled":
             times = [duration(one[name]["compile_s"]) for name in NAMES]
             lines.append(f"{described(one)}: compiled in {times[0]} (dense), {times[1]} (lite)")
+    lines += [
+        f"transcription, {described(one, ['mode'])}: skipped: {one['skipped']}"
+        for one in content["transcription"]
+        if one["skipped"]
+    ]
     return lines
 
 

@@ -2,20 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 
 from liteasr.speed import Stopwatch
 
-__all__ = ["NAMES", "Comparison", "Round", "alternate", "compare", "spread"]
+__all__ = [
+    "NAMES",
+    "Comparison",
+    "Round",
+    "Skipped",
+    "alternate",
+    "compare",
+    "out_of_memory_is_no_end",
+    "spread",
+]
 
 NAMES = ("dense", "lite")
 
 Round: TypeAlias = Mapping[str, Callable[[], object]]
 """``dense`` and ``lite``: the same work by each of them."""
+
+
+class Skipped(Exception):
+    """A combination that cannot be measured here, while others can; says why."""
+
+
+@contextmanager
+def out_of_memory_is_no_end() -> Iterator[None]:
+    """Skip what the memory is too small for.
+
+    Raises:
+        Skipped: Then.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise Skipped("the GPU's memory is too small") from error
+    except RuntimeError as error:
+        # The CPU's allocator has no class of its own.
+        if "can't allocate memory" not in str(error):
+            raise
+        raise Skipped("the memory is too small") from error
 
 
 def alternate(

@@ -87,6 +87,20 @@ class _OnnxEncoder(WhisperEncoder):
         outputs = self._session(input_features=input_features)
         return BaseModelOutput(last_hidden_state=outputs["last_hidden_state"])
 
+    @property
+    def device(self) -> torch.device:
+        """Where outputs are."""
+        return torch.device("cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of inputs and outputs."""
+        return self._session.dtype
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> nn.Module:
+        """Stay as it is: nothing here can be moved or cast."""
+        return self
+
 
 class OnnxWhisper(LiteWhisperForConditionalGeneration):
     """A Whisper whose encoder and decoder run in ONNX Runtime, on the CPU.

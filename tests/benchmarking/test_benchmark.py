@@ -11,8 +11,8 @@ from speech_files import RATE, noise
 
 from liteasr import benchmark as command
 from liteasr.benchmarking import encoders, measure
-from liteasr.benchmarking.encoders import Skipped
 from liteasr.benchmarking.report import encoder_table, write_report
+from liteasr.benchmarking.timing import Skipped, spread
 from liteasr.cli import main as liteasr
 
 main = command.main
@@ -127,6 +127,34 @@ def test_a_combination_that_does_not_work_leaves_the_others(models, tmp_path, mo
     assert main([*models, "--mode", "compiled", "--repeats", "1", *output]) == 2
     assert "nothing to measure: no compiler" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("no"), RuntimeError("[enforce] can't allocate memory: 9 GB")]
+)
+def test_transcription_that_does_not_fit_leaves_the_rest(
+    models, tmp_path, monkeypatch, capsys, error
+):
+    def too_large(modules, clips, combination, *_):
+        if combination.batch_size == 2:
+            raise error
+        return {
+            "skipped": None,
+            **dict.fromkeys(("dense", "lite"), {"rtfx": 1.0, "characters": 1}),
+            "speed_up": 1.0,
+            "by_round": spread([1.0]),
+        }
+
+    monkeypatch.setattr(measure, "measure_transcription", too_large)
+    speech = tmp_path / "a.wav"
+    soundfile.write(speech, noise(0.5), RATE)
+    options = ["--audio", str(speech), "--batch-size", "1", "2", "--repeats", "1"]
+    content = run(tmp_path, *models, *options)
+    assert [one["skipped"] for one in content["encoder"]] == [None, None]
+    one, two = content["transcription"]
+    assert one["skipped"] is None
+    assert "memory is too small" in two["skipped"]
+    assert "transcription, batch 2, float32" in capsys.readouterr().err
 
 
 def test_an_interrupt_writes_nothing(models, tmp_path, monkeypatch, capsys):

@@ -5,8 +5,9 @@ import torch
 from torch._inductor.exc import InvalidCxxCompiler
 
 from liteasr.benchmarking import encoders
-from liteasr.benchmarking.encoders import Skipped, measure_encoders, random_features
+from liteasr.benchmarking.encoders import measure_encoders, random_features
 from liteasr.benchmarking.settings import Combination
+from liteasr.benchmarking.timing import Skipped
 from liteasr.loading import load_model
 
 COMPILED = Combination(1, "float32", 1, "compiled")
