@@ -9,8 +9,9 @@ on, parameters, and time over that of the dense layer (median and range of the r
 a layer in turn in one process), and at the end the means over the layers, of
 
 - ``low_rank R``: q, k and v of rank R, the published method's factors, run plainly,
-- ``rank_space R``: the same factors, run between them,
-- ``pivoted R``: the same factors with pivots, run between them where that is less work,
+- ``rank_space R``: the same factors, run between them where that is less work, as in an encoder of
+  ours,
+- ``pivoted R``: the same factors with pivots, likewise,
 - ``per_head E``: heads of E dimensions for q, k and v,
 - ``scores E``: the same for q and k alone, with dense values.
 """
@@ -42,7 +43,7 @@ from liteasr.compression import (
 )
 from liteasr.compression.hooks import HookOwner
 from liteasr.compression.surgery import install_attention_factors, install_factors, pivot_layers
-from liteasr.modeling import LowRankLinear, ReducedAttention, use_rank_space
+from liteasr.modeling import LowRankLinear, ReducedAttention, use_fast_inference
 
 PADDING_WEIGHT = 0.05
 Moments = tuple[Tensor, Tensor]
@@ -103,7 +104,7 @@ def kinds_of(
     kinds: dict[str, nn.Module] = {"dense": dense}
     for rank in ranks:
         kinds[f"low_rank {rank}"] = low_rank(dense, moments, rank)
-        for name, change in (("rank_space", use_rank_space), ("pivoted", fast_pivots)):
+        for name, change in (("rank_space", use_fast_inference), ("pivoted", fast_pivots)):
             holder = nn.ModuleDict({"attention": copy.deepcopy(kinds[f"low_rank {rank}"])})
             change(holder)
             kinds[f"{name} {rank}"] = holder["attention"]
@@ -116,7 +117,7 @@ def kinds_of(
 def fast_pivots(holder: nn.Module) -> None:
     """Pivoted layers, run as a compressed encoder runs them."""
     pivot_layers(holder)
-    use_rank_space(holder)
+    use_fast_inference(holder)
 
 
 def relative_error(
@@ -196,18 +197,21 @@ def main() -> None:
         parser.error("--clips: at least 2, half of them to calibrate and half to measure on")
     frames = [batch["frames"] for batch in batches]
     torch.set_num_threads(args.threads)
+    if args.batch_size > args.clips:
+        parser.error("--batch-size: more than --clips")
+    way = {"dtype": args.dtype, "batch_size": args.batch_size, "threads": args.threads}
     found = []
     with torch.inference_mode():
         for number, inputs in enumerate(inputs_of(module, batches)):
             found.append(measure(module.encoder.layers[number].self_attn, inputs, frames, args))
             for kind, result in found[-1].items():
-                print(json.dumps({"layer": number, "kind": kind, **result}), flush=True)
+                print(json.dumps({"layer": number, "kind": kind, **way, **result}), flush=True)
     for kind in found[0]:
         means = {
             key: float(f"{statistics.fmean(one[kind][key] for one in found):.3g}")
             for key in ("error", "params", "time_ratio")
         }
-        print(json.dumps({"layer": "mean", "kind": kind, **means}))
+        print(json.dumps({"layer": "mean", "kind": kind, **way, **means}))
 
 
 if __name__ == "__main__":

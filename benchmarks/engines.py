@@ -7,8 +7,9 @@
 Each clip (at most one window) is recognised by each of them before the next: features, encoder and
 greedy decoding without timestamps, nothing else. LITE runs in liteasr; DENSE, a folder of
 transformers' Whisper, in transformers and, converted, in faster-whisper (CTranslate2) with each
-compute type. Prints WER, RTFx, and how many times as fast as transformers, over all clips, with the
-smallest and the largest of the rounds. Without faster-whisper the others are compared.
+compute type. For English-only checkpoints, where no language is to be recognised. Prints WER, RTFx,
+and how many times as fast as transformers, over all clips, with the smallest and the largest of the
+rounds. Without faster-whisper the others are compared.
 """
 
 from __future__ import annotations
@@ -61,19 +62,18 @@ def by_transformers(folder: str, dtype: torch.dtype, processor: Any) -> Recognis
     return recognise
 
 
-def by_faster_whisper(folder: str, output: Path, compute_type: str, threads: int) -> Recognise:
+def by_faster_whisper(
+    folder: str, output: Path, processor: Any, compute_type: str, threads: int
+) -> Recognise:
     from ctranslate2.converters import TransformersConverter
     from faster_whisper import WhisperModel
 
     if not output.exists():
-        copied = [
-            name
-            for name in ("tokenizer.json", "preprocessor_config.json")
-            if (Path(folder) / name).is_file()
-        ]
-        TransformersConverter(folder, copy_files=copied).convert(
-            str(output), quantization="float32"
-        )
+        TransformersConverter(folder).convert(str(output), quantization="float32")
+        processor.tokenizer.save_pretrained(output)
+        # transformers 5 keeps this in another file, which faster-whisper does not read.
+        settings = processor.feature_extractor.to_json_string()
+        (output / "preprocessor_config.json").write_text(settings, encoding="utf-8")
     model = WhisperModel(str(output), device="cpu", compute_type=compute_type, cpu_threads=threads)
 
     def recognise(samples: Samples) -> str:
@@ -84,6 +84,9 @@ def by_faster_whisper(folder: str, output: Path, compute_type: str, threads: int
             temperature=0,
             without_timestamps=True,
             condition_on_previous_text=False,
+            # The others neither forbid tokens nor leave clips out.
+            suppress_tokens=[],
+            no_speech_threshold=None,
         )
         return " ".join(segment.text.strip() for segment in segments)
 
@@ -104,7 +107,7 @@ def engines(arguments: argparse.Namespace, folder: Path) -> tuple[dict[str, Reco
     if find_spec("faster_whisper") is not None:
         for kind in arguments.compute_types:
             found[f"faster-whisper, dense, {kind}"] = by_faster_whisper(
-                arguments.dense, folder / "ctranslate2", kind, arguments.threads
+                arguments.dense, folder / "ctranslate2", dense.processor, kind, arguments.threads
             )
     return found, lite
 
@@ -137,6 +140,8 @@ def main() -> None:
         found, module = engines(arguments, Path(folder))
         extractor = module.processor.feature_extractor
         clips = speech(arguments, extractor.sampling_rate, extractor.chunk_length)
+        if not clips:
+            parser.error(f"--data: {arguments.data} has no clip that fits into a window")
         wers: dict[str, CorpusWER] = defaultdict(CorpusWER)
         seconds: dict[str, list[float]] = {name: [0.0] * arguments.rounds for name in found}
         for recognise in found.values():
