@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from liteasr.distributed import mean_over_processes
+
 __all__ = ["CTCHead", "flat_alignment"]
 
 _LOUD = 0.3
@@ -61,7 +63,7 @@ class CTCHead(nn.Module):
             reduction="sum",
             zero_infinity=True,
         )
-        return loss / max(len(targets_S), 1)
+        return mean_over_processes(loss, torch.tensor(len(targets_S)))
 
     def flat_start(
         self, encoded_BTD: Tensor, frames_B: Tensor, features_BMF: Tensor, texts: Sequence[str]

@@ -14,6 +14,8 @@ from torch import Tensor
 from transformers import WhisperForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
+from liteasr.distributed import mean_over_processes, sum_over_processes
+
 __all__ = ["Teacher", "TeacherOutput", "encoder_distance", "logit_divergence"]
 
 PADDING_WEIGHT = 0.05
@@ -116,10 +118,11 @@ def encoder_distance(student_BTD: Tensor, teacher_BTD: Tensor, frames_B: Tensor)
     positions_T = torch.arange(teacher_BTD.shape[1], device=frames_B.device)
     is_speech_BT = (positions_T < frames_B[:, None]).to(teacher_BTD.device)
     weight_BT1 = is_speech_BT.float().clamp(min=PADDING_WEIGHT)[..., None]
-    mean_D = (weight_BT1 * teacher_BTD).sum(dim=(0, 1)) / weight_BT1.sum()
+    sums_D = sum_over_processes((weight_BT1 * teacher_BTD).sum(dim=(0, 1)))
+    mean_D = sums_D / sum_over_processes(weight_BT1.sum())
     spread = (weight_BT1 * (teacher_BTD - mean_D).square()).sum()
     error = (weight_BT1 * (teacher_BTD - student_BTD).square()).sum()
-    return error / spread
+    return mean_over_processes(error, spread)
 
 
 def logit_divergence(student_BLV: Tensor, teacher_BLV: Tensor, labels_BL: Tensor) -> Tensor:
@@ -142,4 +145,5 @@ def logit_divergence(student_BLV: Tensor, teacher_BLV: Tensor, labels_BL: Tensor
     is_token_BL = labels_BL >= 0
     student_NV = student_BLV[is_token_BL].float().log_softmax(dim=-1)
     teacher_NV = teacher_BLV[is_token_BL].float().log_softmax(dim=-1)
-    return F.kl_div(student_NV, teacher_NV, log_target=True, reduction="batchmean")
+    divergence = F.kl_div(student_NV, teacher_NV, log_target=True, reduction="sum")
+    return mean_over_processes(divergence, is_token_BL.sum())

@@ -7,14 +7,25 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 import torch.distributed as dist
+from torch import Tensor
 
 from liteasr.config import ConfigError
 
 log = logging.getLogger(__name__)
 
-__all__ = ["gather_lists", "lost_a_process", "raise_together", "wait_for_all"]
+__all__ = [
+    "gather_lists",
+    "lost_a_process",
+    "mean_over_processes",
+    "raise_together",
+    "sum_over_processes",
+    "wait_for_all",
+]
 
 Item = TypeVar("Item")
+
+_LEAST = 1e-12
+"""In place of a count of nothing."""
 
 _LOST = (
     "Connection reset by peer",
@@ -39,6 +50,37 @@ def gather_lists(items: Sequence[Item]) -> list[Item]:
         gathered = [[] for _ in range(dist.get_world_size())]
         dist.all_gather_object(gathered, list(items))
     return [item for part in gathered for item in part]
+
+
+def sum_over_processes(value: Tensor) -> Tensor:
+    """The sum of a tensor over all processes, without gradient; every process must call it.
+
+    Args:
+        value: Of one shape everywhere.
+    """
+    total = value.detach().clone()
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(total)
+    return total
+
+
+def mean_over_processes(value: Tensor, count: Tensor) -> Tensor:
+    """A loss whose mean over the processes is ``Σ value / Σ count``; every process must call it.
+
+    DDP and FSDP average gradients over processes. Those of losses that are means of their own
+    batch would weigh a clip by the company that it is in.
+
+    Args:
+        value: Summed over what this process has, a scalar.
+        count: Of it.
+
+    Example:
+        >>> import torch
+        >>> mean_over_processes(torch.tensor(6.0), torch.tensor(4)).item()
+        1.5
+    """
+    processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return value * processes / sum_over_processes(count.to(value)).clamp_min(_LEAST)
 
 
 def wait_for_all(name: str) -> None:

@@ -19,6 +19,7 @@ from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
 from liteasr.ctc import CTCHead
 from liteasr.distillation import Teacher, TeacherOutput, encoder_distance, logit_divergence
+from liteasr.distributed import mean_over_processes
 
 __all__ = ["LossWeights", "Objective"]
 
@@ -116,11 +117,13 @@ class Objective(nn.Module):
             loss = logit_divergence(logits_BLV, taught.logits_BLV, labels_BL)
             losses["logit_distillation"] = loss
         if logits_BLV is not None and self.weights.cross_entropy:
-            losses["cross_entropy"] = F.cross_entropy(
+            cross_entropy = F.cross_entropy(
                 logits_BLV.flatten(0, 1).float(),
                 labels_BL.flatten(),
                 label_smoothing=self.weights.label_smoothing,
+                reduction="sum",
             )
+            losses["cross_entropy"] = mean_over_processes(cross_entropy, (labels_BL >= 0).sum())
         total = torch.stack([getattr(self.weights, k) * v for k, v in losses.items()]).sum()
         if self.ctc is not None:
             losses["ctc"] = self._ctc_loss(self.ctc, batch, encoded_BTD, step)
