@@ -12,10 +12,11 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 
-from liteasr.callbacks import CompressionCallback, DecodingProgress
+from liteasr.callbacks import CompressionCallback, DecodingProgress, EndAtOnce
 from liteasr.checkpoint_io import AtomicCheckpointIO
 from liteasr.compression import (
     Budget,
@@ -201,7 +202,7 @@ def build_trainer(
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     has_bar = steps > 0 and sys.stderr.isatty()
-    bars: list[L.Callback] = [DecodingProgress()] if steps == 0 else []
+    bars: list[L.Callback] = [DecodingProgress(), EndAtOnce()] if steps == 0 else []
     bars += [RichProgressBar()] if has_bar else []
     checkpointing = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
     try:
@@ -235,5 +236,5 @@ def build_trainer(
             inference_mode=config.strategy != FSDP,
             default_root_dir=None if run is None else run.path,
         )
-    except (ValueError, TypeError, RuntimeError) as error:
+    except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
         raise ConfigError(f"trainer: {error}") from error

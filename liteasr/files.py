@@ -8,7 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 __all__ = ["atomic_folder", "atomic_path", "recover", "write_text"]
+
+_WRITERS = ("PytorchStreamWriter", "inline_container", "file write failed")
+"""Words in the errors of torch's writer."""
 
 
 @contextmanager
@@ -23,11 +28,15 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
     Yields:
         Path to write to, in the same folder.
+
+    Raises:
+        OSError: If the disk is full.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
+        with _errors_of_writing(path):
+            yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -55,7 +64,8 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         temporary.mkdir()
-        yield temporary
+        with _errors_of_writing(folder):
+            yield temporary
         if folder.exists():
             os.replace(folder, old)
         os.replace(temporary, folder)
@@ -64,6 +74,17 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
             os.replace(old, folder)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _errors_of_writing(path: Path) -> Iterator[None]:
+    """Tell a full disk as what it is: torch and safetensors write with errors of their own."""
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        if isinstance(error, RuntimeError) and not any(word in str(error) for word in _WRITERS):
+            raise
+        raise OSError(f"{path} cannot be written; is the disk full? ({error})") from error
 
 
 def recover(folder: Path) -> None:

@@ -1,6 +1,10 @@
 import errno
+import resource
+from functools import partial
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from liteasr.files import atomic_folder, atomic_path, recover, write_text
 
@@ -18,6 +22,33 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         fill_the_disk()
     assert file.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
+
+
+@pytest.fixture
+def small_files():
+    """Files of a megabyte at most, in place of a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("save", [torch.save, save_file])
+def test_a_full_disk_is_told_as_such_by_torch_and_safetensors(tmp_path, small_files, save):
+    file = tmp_path / "weights"
+    write = partial(save, {"a": torch.zeros(1_000_000)})
+    said = "weights cannot be written; is the disk full?"
+    with pytest.raises(OSError, match=said), atomic_path(file) as temporary:
+        write(temporary)
+    said = "model cannot be written"
+    with pytest.raises(OSError, match=said), atomic_folder(tmp_path / "model") as folder:
+        write(folder / "weights")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_errors_pass_as_they_are(tmp_path):
+    with pytest.raises(RuntimeError, match="size mismatch"), atomic_path(tmp_path / "file"):
+        raise RuntimeError("size mismatch")
 
 
 def test_a_failed_folder_leaves_the_old_one_and_nothing_else(tmp_path):

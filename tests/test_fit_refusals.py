@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from runs import ROOT, without
 
 from liteasr import LiteWhisperForConditionalGeneration
@@ -88,6 +89,16 @@ def test_bad_input_leaves_the_run_that_was_to_be_replaced(
     before = sorted(path.name for path in (tmp_path / "run").rglob("*"))
     assert fit([*arguments, "run.overwrite=true", override]) == 2
     assert sorted(path.name for path in (tmp_path / "run").rglob("*")) == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_told_by_lightning(arguments, tmp_path, capsys):
+    assert fit([*arguments, "trainer.accelerator=cuda", "trainer.devices=2"]) == 2
+    error = capsys.readouterr().err
+    assert "trainer: " in error
+    assert "CUDA" in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "run").exists()
 
 
 def test_dry_run_tries_callback_and_method(arguments, capsys):
