@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -149,6 +150,7 @@ class SpeechLoader:
         may_be_empty: No batch at all is no error: this is a share of a set.
         consumed: Tells how many batches of the pass the trainer has used, so that a checkpoint
             can go on after them.
+        readers: Processes that train, and those that read for each.
 
     Raises:
         ConfigError: While iterating: as soon as a set has too many unreadable files (at the end of
@@ -164,6 +166,7 @@ class SpeechLoader:
         *,
         may_be_empty: bool = False,
         consumed: Callable[[], int] | None = None,
+        readers: tuple[int, int] = (1, 0),
     ) -> None:
         self.loader = loader
         self.tally = tally
@@ -171,16 +174,30 @@ class SpeechLoader:
         self._length = length
         self._may_be_empty = may_be_empty
         self._consumed = consumed
+        self._readers = readers
         self._skip = 0
         self.batches_read = 0
 
     def state_dict(self) -> dict[str, int]:
-        """Where the pass is, for a checkpoint: ``batches`` used of it."""
-        return {"batches": 0 if self._consumed is None else self._consumed()}
+        """Where the pass is, for a checkpoint: ``batches`` used of it on each process."""
+        batches = 0 if self._consumed is None else self._consumed()
+        return {"batches": batches, "processes": self._readers[0], "workers": self._readers[1]}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Leave out the batches of the next pass that were used before."""
-        self._skip = state["batches"]
+        """Leave out the batches of the next pass that were used before.
+
+        With another number of processes as many clips are left out, to a batch of each. They are
+        the same ones in a table; of a stream, which others read in another order, they are not.
+        """
+        processes = self._readers[0]
+        self._skip = state["batches"] * state.get("processes", processes) // processes
+        before = (state.get("processes", processes), state.get("workers", self._readers[1]))
+        if self._skip and not self.extents and before != self._readers:
+            log.warning(
+                "data.train: the stream was read by %d processes with %d workers each, and now by "
+                "%d with %d: some of its clips come twice in this pass, others not at all",
+                *(*before, *self._readers),
+            )
 
     @property
     def dataset(self) -> Any:
@@ -269,4 +286,13 @@ def make_loader(dataset: Any, num_workers: int, **options: Any) -> DataLoader[An
     if num_workers:
         # Else tokenizers complains that its threads do not survive the fork.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        options["worker_init_fn"] = _outlive_sigterm
     return DataLoader(dataset, num_workers=num_workers, **options)
+
+
+def _outlive_sigterm(_: int) -> None:
+    """Leave it to the trainer to end: SIGTERM may be sent to all processes of a job at once.
+
+    A trainer that finishes its step and saves would else fail for want of data.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

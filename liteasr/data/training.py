@@ -288,13 +288,15 @@ def training_loader(
     if any(one.is_stream for one in sets.values()):
         rows = _as_one_stream(sets)
         name = "+".join(sets)
+        workers = stream_workers(rows, num_workers, sharding)
         loader = make_loader(
             TrainingStream(rows, name, log_mel, encode, sharding, seed, options),
-            stream_workers(rows, num_workers, sharding),
+            workers,
             collate_fn=collate,
             batch_size=batch_size,
         )
-        return SpeechLoader(loader, tally, {}, consumed=consumed)
+        readers = sharding.world_size, workers
+        return SpeechLoader(loader, tally, {}, consumed=consumed, readers=readers)
     seconds = log_mel.window_seconds
     parts = [(name, one.rows, training_indices(one, seconds)) for name, one in sets.items()]
     table = TrainingTable(parts, log_mel, encode, options)
@@ -307,7 +309,8 @@ def training_loader(
         sampler=EpochSampler(table, sharding.world_size, sharding.rank, shuffle=True, seed=seed),
     )
     extents = {name: Extent(len(one.rows)) for name, one in sets.items()}
-    return SpeechLoader(loader, tally, extents, len(loader), consumed=consumed)
+    readers = sharding.world_size, num_workers
+    return SpeechLoader(loader, tally, extents, len(loader), consumed=consumed, readers=readers)
 
 
 def _as_one_stream(sets: Mapping[str, SpeechSet]) -> datasets.IterableDataset:

@@ -424,7 +424,51 @@ def test_stream_goes_on_without_an_end(
         seen.append(set(texts))
     whole = {f"word {n}" for n in range(8)} | {"b 0", "b 1"}
     assert set.union(*seen) == whole
-    assert sum(map(len, seen)) >= len(whole)
+
+
+@pytest.mark.parametrize(("world_size", "workers"), [(2, 0), (4, 0), (2, 2)])
+def test_a_pass_of_a_stream_gives_each_clip_to_one_process(
+    make_datamodule, stream, short_processor, world_size, workers
+):
+    hub = stream([audio_bytes(0.1, seed=n) for n in range(8)])
+    seen = []
+    for rank in range(world_size):
+        datamodule = make_datamodule(train={"a": hub}, train_batch_size=1, num_workers=workers)
+        datamodule.set_sharding(rank, world_size)
+        loader = datamodule.train_dataloader()
+        seen += texts_of(itertools.islice(loader, 8 // world_size), short_processor)
+    assert sorted(seen) == [f"word {n}" for n in range(8)]
+
+
+def test_the_place_is_the_same_for_another_number_of_processes(
+    make_datamodule, make_folder, short_processor
+):
+    sets = {"a": source(make_folder("a", [0.1] * 24))}
+
+    def rest(state, world_size):
+        """What is left of the epoch, on all processes."""
+        texts = []
+        for rank in range(world_size):
+            datamodule = make_datamodule(train=sets, train_batch_size=2)
+            datamodule.set_sharding(rank, world_size)
+            loader = datamodule.train_dataloader()
+            loader.load_state_dict(state)
+            texts += texts_of(loader, short_processor)
+        return sorted(texts)
+
+    after_8_clips = rest({"batches": 4, "processes": 1, "workers": 0}, 1)
+    assert len(after_8_clips) == 16
+    assert rest({"batches": 4, "processes": 1, "workers": 0}, 2) == after_8_clips
+    assert rest({"batches": 2, "processes": 2, "workers": 0}, 1) == after_8_clips
+    assert rest({"batches": 1, "processes": 4, "workers": 0}, 2) == after_8_clips
+
+
+def test_a_stream_that_others_read_on_is_warned_of(make_datamodule, stream, caplog):
+    datamodule = make_datamodule(train={"a": stream([audio_bytes(0.1)] * 8)}, train_batch_size=1)
+    datamodule.train_dataloader().load_state_dict({"batches": 2, "processes": 1, "workers": 0})
+    assert not caplog.text
+    datamodule.train_dataloader().load_state_dict({"batches": 2, "processes": 2, "workers": 1})
+    assert "read by 2 processes with 1 workers each, and now by 1 with 0" in caplog.text
 
 
 def test_stream_skips_what_it_cannot_use(make_datamodule, stream, short_processor):
