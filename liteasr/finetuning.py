@@ -15,7 +15,13 @@ import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
 from liteasr.builders import build_module, build_trainer
-from liteasr.callbacks import LastCheckpoint, SeededSteps, StopEarly, StopOnNonFiniteLoss
+from liteasr.callbacks import (
+    BestCheckpoint,
+    LastCheckpoint,
+    SeededSteps,
+    StopEarly,
+    StopOnNonFiniteLoss,
+)
 from liteasr.config import ConfigError, Recipe, Weights
 from liteasr.data import SpeechDataModule
 from liteasr.distributed import wait_for_all
@@ -162,7 +168,7 @@ def _find_teacher(recipe: Recipe, module: WhisperModule) -> None:
 def _best_checkpoint(recipe: Recipe, run: RunFolder) -> ModelCheckpoint | None:
     if not recipe.data.val:
         return None
-    return ModelCheckpoint(
+    return BestCheckpoint(
         run.checkpoints,
         filename="best",
         monitor=_MONITOR,

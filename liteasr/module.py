@@ -204,6 +204,9 @@ class WhisperModule(EvaluationSteps):
 
     def configure_model(self) -> None:
         """Split the weights over processes, if the strategy says so."""
+        # DDP would broadcast them at each forward pass, of validation too, where one process may
+        # have a batch more than another: all would wait. They are the same everywhere.
+        self._ddp_params_and_buffers_to_ignore = {name for name, _ in self.named_buffers()}
         mesh = self.device_mesh
         if mesh is None or is_sharded(self):
             return

@@ -169,8 +169,12 @@ class RunFolder:
             raise ConfigError(f"run.dir: {self.path} cannot be written: {error}") from error
 
     def discard(self) -> None:
-        """Remove what a run that should not have begun has written; finished stages stay."""
-        if self._is_new and not self._stages_file.exists() and is_first_process():
+        """Remove what a run that should not have begun has written.
+
+        Finished stages stay, and checkpoints: a file may become unreadable after hours of training.
+        """
+        has_work = self._stages_file.exists() or any(self.checkpoints.glob("*.ckpt"))
+        if self._is_new and not has_work and is_first_process():
             shutil.rmtree(self.path, ignore_errors=True)
 
     def stage(self, name: str, compute: Callable[[], Stage]) -> Stage:

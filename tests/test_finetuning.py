@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from trainable import Training, make_shape
 
 import liteasr.evaluation_steps
 from liteasr import WhisperModule
+from liteasr.callbacks import EndAtOnce
 from liteasr.compression import CompressionPlan, LayerPlan
 from liteasr.config import ConfigError, load_recipe
 from liteasr.distillation import Teacher
@@ -88,12 +90,23 @@ def terminate():
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def press_ctrl_c():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def fail():
+    raise ValueError("something else")
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     return Training(tmp_path_factory.mktemp("uninterrupted")).run("run")[0]
 
 
-@pytest.mark.parametrize(("how", "step"), [(kill, 4), (kill, 10), (terminate, 3)])
+@pytest.mark.parametrize(
+    ("how", "step"),
+    [(kill, 4), (kill, 10), (terminate, 3), (press_ctrl_c, 4), (fail, 4), (fail, 5)],
+)
 def test_goes_on_to_the_same_weights(uninterrupted, tmp_path, monkeypatch, step, how):
     """At any step, the last one of an epoch (3) too, with dropout and SpecAugment: bit for bit."""
     training = Training(tmp_path)
@@ -102,6 +115,10 @@ def test_goes_on_to_the_same_weights(uninterrupted, tmp_path, monkeypatch, step,
         if how is kill:
             with pytest.raises(Killed):
                 training.run("run")
+        elif how is fail:
+            with pytest.raises(ValueError, match="something else"):
+                training.run("run")
+            assert checkpoint(tmp_path / "run")["global_step"] == step, "no step is lost"
         else:
             folder, code = training.run("run")
             assert code == 1
@@ -163,6 +180,14 @@ def test_the_last_steps_are_measured_where_epochs_end_within_a_step(tmp_path, we
     assert kept(folder) == {"step": 6, "val_wer_before": 60.0, "val_wer": 40.0}
 
 
+def make_texts_uneven(speech):
+    file = speech / "metadata.jsonl"
+    clips = [json.loads(line) for line in file.read_text().splitlines()]
+    for index, clip in enumerate(clips):
+        clip["text"] = " ".join([clip["text"]] * (1 + index % 3))
+    file.write_text("".join(json.dumps(clip) + "\n" for clip in clips))
+
+
 def on_two_devices(training, *shared):
     """Lightning starts the second process."""
     subprocess.run(
@@ -201,11 +226,15 @@ def on_two_machines(training, *shared):
 )
 def test_two_processes_learn_what_one_does(tmp_path, start, options):
     """With the same clips in every step: the same losses and weights, up to rounding."""
-    losses = {"encoder_distillation_weight": 1e-3, "logit_distillation_weight": 0.5}
+    losses = {"encoder_distillation_weight": 1.0, "logit_distillation_weight": 0.5}
     changes = {"max_steps": 6, "learning_rate": 1e-3, **losses}
     training = Training(tmp_path, changes, chance=False, validates=True, pivoted=True)
     training.recipe["finetune"]["teacher"] = str(training.dense)
     training.recipe["data"]["train"]["a"]["limit"] = 6
+    # One process has a batch more to validate, and texts differ in length.
+    training.recipe["data"]["val"]["a"]["limit"] = 3
+    training.recipe["data"]["eval_batch_size"] = 1
+    make_texts_uneven(tmp_path / "speech")
     one, _ = training.run("one")
     start(training, *options, "data.train_batch_size=1")
     two = tmp_path / "two"
@@ -344,8 +373,113 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch, capsys):
     assert "the loss is nan at step 5, batch 1 of epoch 1 (clips" in message
     assert ".flac" in message
     saved = checkpoint(folder)
-    assert saved["global_step"] == 3
+    assert saved["global_step"] == 5
     assert all(torch.isfinite(tensor).all() for tensor in saved["state_dict"].values())
+
+
+def test_gradients_that_are_no_numbers_stop_the_run(tmp_path, monkeypatch, capsys):
+    original = WhisperModule.training_step
+
+    def training_step(self, batch, batch_idx):
+        loss = original(self, batch, batch_idx)
+        nothing = 0 * next(parameter for parameter in self.parameters() if parameter.requires_grad)
+        return loss + nothing.sum().sqrt() if self.global_step == 5 else loss
+
+    monkeypatch.setattr(WhisperModule, "training_step", training_step)
+    folder, code = Training(tmp_path).run("run")
+    assert code == 1
+    assert "the norm of the gradients is nan at step 5" in capsys.readouterr().err
+    saved = checkpoint(folder)
+    assert saved["global_step"] == 5
+    assert all(torch.isfinite(tensor).all() for tensor in saved["state_dict"].values())
+
+
+def test_data_that_fail_late_do_not_cost_the_checkpoints(tmp_path, monkeypatch, capsys):
+    training = Training(tmp_path)
+    with monkeypatch.context() as patch:
+
+        def unreadable():
+            raise ConfigError("data.train.a: 9 of 12 cannot be read")
+
+        interrupt(patch, 7, unreadable)
+        folder, code = training.run("run")
+    assert code == 2
+    assert "9 of 12 cannot be read" in capsys.readouterr().err
+    assert checkpoint(folder)["global_step"] == 7
+    assert training.run("run", "run.resume=true")[1] == 0
+
+
+def test_an_error_amid_the_batches_of_a_step_costs_only_them(tmp_path, monkeypatch):
+    options = ["trainer.accumulate_grad_batches=2", "finetune.max_steps=5"]
+    training = Training(tmp_path)
+    whole, _ = training.run("whole", *options)
+    with monkeypatch.context() as patch:
+        interrupt(patch, 5, fail)
+        with pytest.raises(ValueError, match="something else"):
+            training.run("broken", *options)
+    assert checkpoint(tmp_path / "broken")["global_step"] == 2
+    broken, _ = training.run("broken", *options, "run.resume=true")
+    assert differing(weights(whole), weights(broken)) == []
+
+
+def test_a_moved_run_knows_its_best_weights(tmp_path, monkeypatch, wers):
+    training = Training(tmp_path, validates=True)
+    wers(60, 30, 40)
+    with monkeypatch.context() as patch:
+        interrupt(patch, 7, kill)
+        with pytest.raises(Killed):
+            training.run("here")
+    (tmp_path / "here").rename(tmp_path / "there")
+    wers(45, 46)
+    folder, _ = training.run("there", "run.resume=true")
+    assert kept(folder) == {"step": 3, "val_wer_before": 60.0, "val_wer": 30.0}
+
+
+def test_going_on_saves_no_step_amid_its_batches(tmp_path, monkeypatch):
+    training = Training(tmp_path)
+    options = ["trainer.accumulate_grad_batches=2"]
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    written = []
+    for again, batch in (([], 7), (["run.resume=true"], 1)):
+        with monkeypatch.context() as patch:
+            interrupt(patch, batch, kill)
+            with pytest.raises(Killed):
+                training.run("run", *options, *again)
+        written.append(last.stat().st_mtime_ns)
+    assert written[0] == written[1]
+
+
+def test_the_end_of_a_whole_job_is_heeded(tmp_path):
+    """SIGTERM to every process of it, those that read too."""
+    training = Training(tmp_path, {"max_steps": 5000, "val_every": 5})
+    arguments = training.arguments("run", "data.num_workers=1")
+    run = subprocess.Popen(
+        [sys.executable, "-m", "liteasr.fit", *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    while not last.exists():
+        assert run.poll() is None
+        time.sleep(0.1)
+    os.killpg(run.pid, signal.SIGTERM)
+    _, said = run.communicate(timeout=120)
+    assert run.returncode == 1
+    assert "interrupted (fit goes on with run.resume=true)" in said
+    assert "Traceback" not in said
+    assert checkpoint(tmp_path / "run")["global_step"] >= 5
+
+
+def test_an_evaluation_ends_when_it_is_told_to():
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        EndAtOnce().on_test_start(None, None)
+        with pytest.raises(KeyboardInterrupt):
+            terminate()
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_disk_that_is_full_leaves_the_checkpoint_before(tmp_path, monkeypatch, capsys):
@@ -354,7 +488,7 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before(tmp_path, monkeypatch,
     def full(content, path, *args):
         saved.append(path)
         save(content, path, *args)
-        if len(saved) == 2:
+        if len(saved) >= 2:
             path.write_bytes(path.read_bytes()[:100])
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
 

@@ -2,11 +2,20 @@
 
 from liteasr.callbacks.compression import CompressionCallback
 from liteasr.callbacks.decoding_progress import DecodingProgress
-from liteasr.callbacks.training import LastCheckpoint, SeededSteps, StopEarly, StopOnNonFiniteLoss
+from liteasr.callbacks.training import (
+    BestCheckpoint,
+    EndAtOnce,
+    LastCheckpoint,
+    SeededSteps,
+    StopEarly,
+    StopOnNonFiniteLoss,
+)
 
 __all__ = [
+    "BestCheckpoint",
     "CompressionCallback",
     "DecodingProgress",
+    "EndAtOnce",
     "LastCheckpoint",
     "SeededSteps",
     "StopEarly",

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 import signal
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -12,11 +16,22 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
 
 from liteasr.errors import RunError
 
-__all__ = ["LastCheckpoint", "SeededSteps", "StopEarly", "StopOnNonFiniteLoss"]
+__all__ = [
+    "BestCheckpoint",
+    "EndAtOnce",
+    "LastCheckpoint",
+    "SeededSteps",
+    "StopEarly",
+    "StopOnNonFiniteLoss",
+]
+
+log = logging.getLogger(__name__)
 
 _SHOWN = 3
 
@@ -46,8 +61,26 @@ class SeededSteps(L.Callback):
         np.random.seed(seed)  # noqa: NPY002
 
 
+class EndAtOnce(L.Callback):
+    """Ends an evaluation when the process is told to (SIGTERM), as an interrupt does.
+
+    Lightning takes note of the signal and looks at it in training alone.
+    """
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take SIGTERM over from Lightning, which puts the first handler back in the end."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    on_validation_start = on_test_start
+
+
 class StopOnNonFiniteLoss(L.Callback):
-    """Stops training, on all processes, before a loss that is no number reaches the weights."""
+    """Stops training, on all processes, before what is no number reaches the weights.
+
+    That is a loss, or the norm of its gradients, by which clipping would divide them. In fp16
+    gradients may overflow; the scaler leaves such steps out.
+    """
 
     def __init__(self) -> None:
         self._batch: Any = None
@@ -66,13 +99,31 @@ class StopOnNonFiniteLoss(L.Callback):
         Raises:
             RunError: If it is infinite or no number on any process.
         """
-        is_finite = bool(torch.isfinite(loss.detach()).all())
+        self._check(trainer, "loss", loss.detach())
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Look at the gradients.
+
+        Raises:
+            RunError: If one is infinite or no number on any process.
+        """
+        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+            return
+        parameters = [one for group in optimizer.param_groups for one in group["params"]]
+        gradients = [one.grad for one in parameters if one.grad is not None]
+        own = [one.to_local() if isinstance(one, DTensor) else one for one in gradients]
+        self._check(trainer, "norm of the gradients", nn.utils.get_total_norm(own))
+
+    def _check(self, trainer: L.Trainer, what: str, value: Tensor) -> None:
+        is_finite = bool(torch.isfinite(value).all())
         if trainer.strategy.reduce_boolean_decision(is_finite, all=True):
             return
-        value = "no number on another process" if is_finite else f"{float(loss.detach()):g}"
+        said = "no number on another process" if is_finite else f"{float(value):g}"
         clips = "" if is_finite else self._clips()
         raise RunError(
-            f"finetune: the loss is {value} at step {trainer.global_step}, batch "
+            f"finetune: the {what} is {said} at step {trainer.global_step}, batch "
             f"{trainer.fit_loop.epoch_loop.batch_idx} of epoch {trainer.current_epoch}{clips}; "
             "checkpoints of earlier steps are kept. A lower finetune.learning_rate or "
             "trainer.gradient_clip_val may help, or leaving these clips out"
@@ -93,14 +144,34 @@ class StopEarly(EarlyStopping):
             trainer.should_stop = True
 
 
+class BestCheckpoint(ModelCheckpoint):
+    """Lightning's, which finds its file again in a run folder that was moved or copied."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the state over with its files in the folder of this run."""
+
+        def here(path: str) -> str:
+            return str(Path(self.dirpath or "") / Path(path).name) if path else path
+
+        state = {**state_dict, "dirpath": self.dirpath}
+        for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
+            state[key] = here(state.get(key, ""))
+        models = state.get("best_k_models", {})
+        state["best_k_models"] = {here(path): score for path, score in models.items()}
+        super().load_state_dict(state)
+
+
 class LastCheckpoint(ModelCheckpoint):
     """The newest checkpoint, for going on with an interrupted run: ``last.ckpt`` in a folder.
 
     It is written after every validation (without one, every ``every`` steps). When a process is
-    told to end (SIGTERM), all of them finish the step, and the validation that is due after it,
-    write it, and end. Lightning would end each process wherever it is: in the middle of a
-    validation, of which a checkpoint keeps no counts, or of the batches that make a step, of which
-    it keeps no gradients.
+    told to end (SIGTERM, or an interrupt from the keyboard, of which the second ends it at once),
+    all of them finish the step, and the validation that is due after it, write it, and end.
+    Lightning would end each process wherever it is: in the middle of a validation, of which a
+    checkpoint keeps no counts, or of the batches that make a step, of which it keeps no gradients.
+
+    After an error (of a file, of memory) one process alone writes it too; of several the others
+    are not there to take part.
 
     Args:
         folder: Where to write.
@@ -113,15 +184,44 @@ class LastCheckpoint(ModelCheckpoint):
         )
         self._validates = every is None
         self._is_told = False
+        self._step: dict[str, Any] = {}
+        self._is_torn = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take SIGTERM over from Lightning, which puts the first handler back in the end."""
+        """Take the signals over from Lightning, which puts the first handlers back in the end."""
         super().on_train_start(trainer, pl_module)
+        # Else training that goes on from a step would save it again, amid the next one's batches.
+        self._last_global_step_saved = trainer.global_step
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._note)
+            signal.signal(signal.SIGINT, self._note)
 
-    def _note(self, *_: object) -> None:
+    def _note(self, number: int, _: object) -> None:
+        if number == signal.SIGINT:
+            if self._is_told:
+                raise KeyboardInterrupt
+            log.info("finishing the step to save it; another interrupt ends at once")
         self._is_told = True
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Save the last step, if weights and optimizer are still those of its end."""
+        may_be_whole = isinstance(exception, Exception) and trainer.training
+        is_last = self._step.get("global_step") == trainer.global_step
+        if not (may_be_whole and is_last and trainer.world_size == 1):
+            return
+        self._is_torn = True
+        with suppress(OSError):  # a full disk may be what it is about
+            self._save(trainer)
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """After an error, say that the batches since the last step are still to come."""
+        if self._is_torn:
+            checkpoint["epoch"] = self._step["epoch"]
+            checkpoint["loops"]["fit_loop"] = self._step["fit_loop"]
 
     def on_train_batch_end(
         self,
@@ -134,6 +234,12 @@ class LastCheckpoint(ModelCheckpoint):
         """Save if it is time to, and end after a step if that is asked for."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         loop, interval = trainer.fit_loop, trainer.val_check_batch
+        if not loop._should_accumulate():
+            self._step = {
+                "global_step": trainer.global_step,
+                "epoch": trainer.current_epoch,
+                "fit_loop": copy.deepcopy(loop.state_dict()),
+            }
         is_due = self._validates and interval and (loop.total_batch_idx + 1) % interval == 0
         if not is_due and not loop._should_accumulate():
             self._end_if_told(trainer)
@@ -150,6 +256,9 @@ class LastCheckpoint(ModelCheckpoint):
             SIGTERMException: If any process is told to.
         """
         if trainer.strategy.reduce_boolean_decision(self._is_told, all=False):
-            if self._last_global_step_saved != trainer.global_step:
-                self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
+            self._save(trainer)
             raise SIGTERMException
+
+    def _save(self, trainer: L.Trainer) -> None:
+        if self._last_global_step_saved != trainer.global_step:
+            self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
