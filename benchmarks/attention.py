@@ -11,6 +11,7 @@ a layer in turn in one process), and at the end the means over the layers, of
 - ``low_rank R``: q, k and v of rank R, the published method's factors, run plainly,
 - ``rank_space R``: the same factors, run between them where that is less work, as in an encoder of
   ours,
+- ``fused R``: the same factors, the first three always in one product,
 - ``pivoted R``: the same factors with pivots, likewise,
 - ``per_head E``: heads of E dimensions for q, k and v,
 - ``scores E``: the same for q and k alone, with dense values.
@@ -43,7 +44,12 @@ from liteasr.compression import (
 )
 from liteasr.compression.hooks import HookOwner
 from liteasr.compression.surgery import install_attention_factors, install_factors, pivot_layers
-from liteasr.modeling import LowRankLinear, ReducedAttention, use_fast_inference
+from liteasr.modeling import (
+    LowRankLinear,
+    ReducedAttention,
+    use_fast_inference,
+    use_rank_space,
+)
 
 PADDING_WEIGHT = 0.05
 Moments = tuple[Tensor, Tensor]
@@ -104,7 +110,7 @@ def kinds_of(
     kinds: dict[str, nn.Module] = {"dense": dense}
     for rank in ranks:
         kinds[f"low_rank {rank}"] = low_rank(dense, moments, rank)
-        for name, change in (("rank_space", use_fast_inference), ("pivoted", fast_pivots)):
+        for name, change in _WAYS.items():
             holder = nn.ModuleDict({"attention": copy.deepcopy(kinds[f"low_rank {rank}"])})
             change(holder)
             kinds[f"{name} {rank}"] = holder["attention"]
@@ -118,6 +124,14 @@ def fast_pivots(holder: nn.Module) -> None:
     """Pivoted layers, run as a compressed encoder runs them."""
     pivot_layers(holder)
     use_fast_inference(holder)
+
+
+def fused(holder: nn.Module) -> None:
+    """The first factors of q, k and v in one product, also where attention gains nothing else."""
+    use_rank_space(holder, fuse_all=True)
+
+
+_WAYS = {"rank_space": use_fast_inference, "fused": fused, "pivoted": fast_pivots}
 
 
 def relative_error(

@@ -24,7 +24,7 @@ __all__ = ["LiteWhisperForConditionalGeneration"]
 
 # Attention weights are recorded by class (``output_attentions``): of reduced heads too.
 WhisperEncoder._can_record_outputs = {
-    **WhisperEncoder._can_record_outputs,
+    **(WhisperEncoder._can_record_outputs or {}),
     "attentions": [WhisperAttention, ReducedAttention],
 }
 
