@@ -24,7 +24,7 @@ import copy
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,11 @@ def fused(holder: nn.Module) -> None:
     use_rank_space(holder, fuse_all=True)
 
 
-_WAYS = {"rank_space": use_fast_inference, "fused": fused, "pivoted": fast_pivots}
+_WAYS: dict[str, Callable[[nn.Module], object]] = {
+    "rank_space": use_fast_inference,
+    "fused": fused,
+    "pivoted": fast_pivots,
+}
 
 
 def relative_error(
