@@ -101,15 +101,29 @@ def test_the_input_is_left_alone():
     assert torch.equal(frames, before)
 
 
-def test_the_whole_encoder_compiles_without_a_break():
-    encoder, clips = encoder_of(), features(encoder_of(), batch=1)
+def of_auto():
+    """An encoder with all that the method auto makes: pivots, reduced heads, a low-rank conv2."""
+    base = {k: v for k, v in tiny_config().to_dict().items() if k != "model_type"}
+    config = LiteWhisperConfig(
+        low_rank_config=[RANKS] * base["encoder_layers"],
+        pivoted=True,
+        conv2_rank=16,
+        reduced_attention=[{"qk_dim": 8, "v_dim": 12}, {}],
+        **base,
+    )
+    torch.manual_seed(1)
+    return LiteWhisperForConditionalGeneration(config).eval().double().model.encoder
+
+
+@pytest.mark.parametrize("make", [encoder_of, of_auto])
+def test_the_whole_encoder_compiles_without_a_break(make):
+    encoder, clips = make(), features(encoder_of(), batch=1)
     use_fast_inference(encoder)
     with torch.no_grad():
         expected = encoder(clips).last_hidden_state
         torch.compiler.reset()
-        for layer in encoder.layers:
-            layer.compile(backend="eager", fullgraph=True)
-        actual = encoder(clips).last_hidden_state
+        compiled = torch.compile(encoder, backend="eager", fullgraph=True)
+        actual = compiled(clips).last_hidden_state
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
 
