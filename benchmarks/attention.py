@@ -215,8 +215,8 @@ def main() -> None:
         parser.error("--clips: at least 2, half of them to calibrate and half to measure on")
     frames = [batch["frames"] for batch in batches]
     torch.set_num_threads(args.threads)
-    if args.batch_size > args.clips:
-        parser.error("--batch-size: more than --clips")
+    if args.batch_size > len(batches):
+        parser.error(f"--batch-size: more than the {len(batches)} clips that were read")
     way = {"dtype": args.dtype, "batch_size": args.batch_size, "threads": args.threads}
     found = []
     with torch.inference_mode():

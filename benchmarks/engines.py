@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import WhisperForConditionalGeneration
+from transformers import GenerationConfig, WhisperForConditionalGeneration
 
 from liteasr import WhisperModule
 from liteasr.config import SourceConfig, SourceKind
@@ -74,6 +74,7 @@ def by_faster_whisper(
         # transformers 5 keeps this in another file, which faster-whisper does not read.
         settings = processor.feature_extractor.to_json_string()
         (output / "preprocessor_config.json").write_text(settings, encoding="utf-8")
+    settings = GenerationConfig.from_pretrained(folder)
     model = WhisperModel(str(output), device="cpu", compute_type=compute_type, cpu_threads=threads)
 
     def recognise(samples: Samples) -> str:
@@ -84,8 +85,9 @@ def by_faster_whisper(
             temperature=0,
             without_timestamps=True,
             condition_on_previous_text=False,
-            # The others neither forbid tokens nor leave clips out.
-            suppress_tokens=[],
+            # What the others forbid, and no clip left out.
+            suppress_tokens=list(settings.suppress_tokens or []),
+            suppress_blank=bool(settings.begin_suppress_tokens),
             no_speech_threshold=None,
         )
         return " ".join(segment.text.strip() for segment in segments)

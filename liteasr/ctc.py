@@ -86,7 +86,9 @@ class CTCHead(nn.Module):
         ):
             heard_MF = features_MF[:, : 2 * count]
             targets_T[:count] = flat_alignment(heard_MF, text.strip().encode(), self.BLANK)
-        return F.cross_entropy(self._logits(encoded_BTD).flatten(0, 1), targets_BT.flatten())
+        logits_NV, targets_N = self._logits(encoded_BTD).flatten(0, 1), targets_BT.flatten()
+        loss = F.cross_entropy(logits_NV, targets_N, reduction="sum")
+        return mean_over_processes(loss, torch.tensor(len(targets_N)))
 
     def _logits(self, encoded_BTD: Tensor) -> Tensor:
         # The layer keeps its type when the model has another; CTC has neither fp16 nor bf16.

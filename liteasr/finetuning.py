@@ -20,6 +20,7 @@ from liteasr.callbacks import (
     LastCheckpoint,
     SeededSteps,
     StopEarly,
+    StopOnBadData,
     StopOnNonFiniteLoss,
 )
 from liteasr.config import ConfigError, Recipe, Weights
@@ -180,7 +181,11 @@ def _best_checkpoint(recipe: Recipe, run: RunFolder) -> ModelCheckpoint | None:
 
 def _callbacks(recipe: Recipe, run: RunFolder, best: ModelCheckpoint | None) -> list[L.Callback]:
     train = recipe.finetune
-    callbacks: list[L.Callback] = [SeededSteps(recipe.run.seed), StopOnNonFiniteLoss()]
+    callbacks: list[L.Callback] = [
+        SeededSteps(recipe.run.seed),
+        StopOnBadData(),
+        StopOnNonFiniteLoss(),
+    ]
     if train.ema_decay is not None:
         # An average of the pivots' numbers would be those of others.
         callbacks.append(EMAWeightAveraging(decay=train.ema_decay, use_buffers=False))

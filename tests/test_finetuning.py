@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +22,6 @@ from trainable import Training, make_shape
 
 import liteasr.evaluation_steps
 from liteasr import WhisperModule
-from liteasr.callbacks import EndAtOnce
 from liteasr.compression import CompressionPlan, LayerPlan
 from liteasr.config import ConfigError, load_recipe
 from liteasr.distillation import Teacher
@@ -220,12 +221,17 @@ def on_two_machines(training, *shared):
     [
         (on_two_devices, ["trainer.devices=2", "trainer.strategy=ddp"]),
         (on_two_devices, ["trainer.devices=2", "trainer.strategy=fsdp"]),
+        (
+            on_two_devices,
+            ["trainer.devices=2", "trainer.strategy=fsdp", "finetune.trainable=factors"],
+        ),
         (on_two_machines, []),
     ],
-    ids=["ddp", "fsdp", "machines"],
+    ids=["ddp", "fsdp", "fsdp, factors", "machines"],
 )
 def test_two_processes_learn_what_one_does(tmp_path, start, options):
     """With the same clips in every step: the same losses and weights, up to rounding."""
+    of_both = [option for option in options if option.startswith("finetune.")]
     losses = {"encoder_distillation_weight": 1.0, "logit_distillation_weight": 0.5}
     changes = {"max_steps": 6, "learning_rate": 1e-3, **losses}
     training = Training(tmp_path, changes, chance=False, validates=True, pivoted=True)
@@ -235,7 +241,7 @@ def test_two_processes_learn_what_one_does(tmp_path, start, options):
     training.recipe["data"]["val"]["a"]["limit"] = 3
     training.recipe["data"]["eval_batch_size"] = 1
     make_texts_uneven(tmp_path / "speech")
-    one, _ = training.run("one")
+    one, _ = training.run("one", *of_both)
     start(training, *options, "data.train_batch_size=1")
     two = tmp_path / "two"
     curves = [
@@ -251,6 +257,70 @@ def test_two_processes_learn_what_one_does(tmp_path, start, options):
             continue  # the softmax ignores it: Adam follows the rounding of its gradients
         assert torch.allclose(weight, ends[1]["state_dict"][name], rtol=0, atol=2e-5), name
     assert kept(one) == kept(two)
+
+
+def test_a_killed_worker_ends_the_run_which_then_goes_on(tmp_path):
+    training = Training(tmp_path, {"max_steps": 3000, "val_every": 5})
+    options = ["trainer.devices=2", "trainer.strategy=ddp", "data.train_batch_size=1"]
+    command = [sys.executable, "-m", "liteasr.fit", *training.arguments("two", *options)]
+    last = tmp_path / "two" / "checkpoints" / "last.ckpt"
+    with started(command) as run:
+        wait_for(last, run)
+        for child in Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split():
+            os.kill(int(child), signal.SIGKILL)
+        assert run.wait(120) != 0
+    before = checkpoint(tmp_path / "two")["global_step"]
+    assert not (tmp_path / "two" / "metrics.json").exists()
+    written = last.stat().st_mtime_ns
+    with started([*command, "run.resume=true"]) as run:
+        while last.stat().st_mtime_ns == written:
+            assert run.poll() is None, run.stderr.read()
+            time.sleep(0.05)
+        os.killpg(run.pid, signal.SIGTERM)
+        run.wait(120)
+    assert checkpoint(tmp_path / "two")["global_step"] > before
+
+
+def test_trains_in_bfloat16(tmp_path):
+    training = Training(tmp_path, {"label_smoothing": 0.1})
+    folder, code = training.run("run", "trainer.precision=bf16-mixed")
+    assert code == 0
+    losses = [float(row["train/loss"]) for row in rows(folder) if row["train/loss"]]
+    assert losses[-1] < losses[0]
+    assert {tensor.dtype for tensor in weights(folder).values()} == {torch.float32}
+
+
+def test_an_average_goes_on_where_it_was(tmp_path, monkeypatch, wers):
+    training = Training(tmp_path, {"ema_decay": 0.9}, validates=True)
+    wers(60, 50, 40, 30, 20)
+    whole, _ = training.run("whole")
+    wers(60, 50, 40)
+    with monkeypatch.context() as patch:
+        interrupt(patch, 7, kill)
+        with pytest.raises(Killed):
+            training.run("broken")
+    wers(30, 20)
+    broken, _ = training.run("broken", "run.resume=true")
+    assert kept(whole) == kept(broken)
+    assert differing(weights(whole), weights(broken)) == []
+
+
+def test_files_that_one_process_cannot_read_end_both(tmp_path):
+    training = Training(tmp_path)
+    for index in range(0, 6, 2):
+        (tmp_path / "speech" / f"{index}.flac").write_bytes(b"no sound")
+    options = ["trainer.devices=2", "trainer.strategy=ddp", "data.train_batch_size=1"]
+    run = subprocess.run(
+        [sys.executable, "-m", "liteasr.fit", *training.arguments("two", *options)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=300,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 2
+    assert "cannot be read, above data.max_bad_fraction" in run.stderr
+    assert "Traceback" not in run.stderr
 
 
 def test_a_process_that_loses_another_says_so(tmp_path, monkeypatch, capsys):
@@ -388,7 +458,7 @@ def test_gradients_that_are_no_numbers_stop_the_run(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(WhisperModule, "training_step", training_step)
     folder, code = Training(tmp_path).run("run")
     assert code == 1
-    assert "the norm of the gradients is nan at step 5" in capsys.readouterr().err
+    assert "the largest gradient is nan at step 5" in capsys.readouterr().err
     saved = checkpoint(folder)
     assert saved["global_step"] == 5
     assert all(torch.isfinite(tensor).all() for tensor in saved["state_dict"].values())
@@ -449,37 +519,99 @@ def test_going_on_saves_no_step_amid_its_batches(tmp_path, monkeypatch):
     assert written[0] == written[1]
 
 
-def test_the_end_of_a_whole_job_is_heeded(tmp_path):
-    """SIGTERM to every process of it, those that read too."""
+@contextmanager
+def started(command):
+    """A program in a session of its own, of which nothing is left behind."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        yield run
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
+
+
+def wait_for(file, run):
+    end = time.monotonic() + 120
+    while not file.exists():
+        assert run.poll() is None, run.stderr.read()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_end_of_a_whole_job_is_heeded(tmp_path, number):
+    """A signal to every process of it, those that read too."""
     training = Training(tmp_path, {"max_steps": 5000, "val_every": 5})
     arguments = training.arguments("run", "data.num_workers=1")
-    run = subprocess.Popen(
-        [sys.executable, "-m", "liteasr.fit", *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    while not last.exists():
-        assert run.poll() is None
-        time.sleep(0.1)
-    os.killpg(run.pid, signal.SIGTERM)
-    _, said = run.communicate(timeout=120)
-    assert run.returncode == 1
+    with started([sys.executable, "-m", "liteasr.fit", *arguments]) as run:
+        wait_for(tmp_path / "run" / "checkpoints" / "last.ckpt", run)
+        os.killpg(run.pid, number)
+        _, said = run.communicate(timeout=120)
+        assert run.returncode == 1
     assert "interrupted (fit goes on with run.resume=true)" in said
     assert "Traceback" not in said
     assert checkpoint(tmp_path / "run")["global_step"] >= 5
 
 
-def test_an_evaluation_ends_when_it_is_told_to():
+def test_an_error_of_a_reader_ends_the_program(tmp_path):
+    """Readers do not heed SIGTERM, by which Python ends them."""
+    program = (
+        "from liteasr.data.loader import make_loader\n"
+        "class Broken:\n"
+        "    def __len__(self): return 4\n"
+        "    def __getitem__(self, index): raise KeyError(index)\n"
+        "for _ in make_loader(Broken(), 1): pass\n"
+    )
+    with started([sys.executable, "-c", program]) as run:
+        _, said = run.communicate(timeout=60)
+    assert run.returncode == 1
+    assert "KeyError" in said
+
+
+def test_an_evaluation_ends_when_it_is_told_to(tmp_path, monkeypatch, capsys):
     before = signal.getsignal(signal.SIGTERM)
-    try:
-        EndAtOnce().on_test_start(None, None)
-        with pytest.raises(KeyboardInterrupt):
-            terminate()
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    monkeypatch.setattr(WhisperModule, "decode", lambda *_, **__: terminate())
+    assert Training(tmp_path, validates=True).run("run")[1] == 1
+    assert "interrupted (fit goes on with run.resume=true)" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_going_on_with_other_processes_ends_the_epoch_where_it_ends(tmp_path, monkeypatch):
+    """As two processes would have saved it, after a batch each of the second epoch."""
+    training = Training(tmp_path)
+    whole, _ = training.run("whole")
+    with monkeypatch.context() as patch:
+        interrupt(patch, 7, kill)
+        with pytest.raises(Killed):
+            training.run("broken")
+    saved = checkpoint(tmp_path / "broken")
+    loop = saved["loops"]["fit_loop"]
+    (loader,) = loop["state_dict"]["combined_loader"]
+    count = loop["epoch_loop.batch_progress"]["current"]
+    assert (loader["batches"], count["ready"], count["completed"]) == (2, 2, 1)
+    loader.update(batches=1, processes=2)
+    count.update(ready=1, started=1, processed=1, completed=0)
+    torch.save(saved, tmp_path / "broken" / "checkpoints" / "last.ckpt")
+    broken, _ = training.run("broken", "run.resume=true")
+    assert differing(weights(whole), weights(broken)) == []
+
+
+def test_a_best_checkpoint_that_is_gone_is_looked_for_anew(tmp_path, monkeypatch, wers, caplog):
+    training = Training(tmp_path, validates=True)
+    wers(60, 30, 40)
+    with monkeypatch.context() as patch:
+        interrupt(patch, 7, kill)
+        with pytest.raises(Killed):
+            training.run("run")
+    (tmp_path / "run" / "checkpoints" / "best.ckpt").unlink()
+    wers(45, 46)
+    folder, _ = training.run("run", "run.resume=true")
+    assert "best.ckpt is gone" in caplog.text
+    assert kept(folder) == {"step": 9, "val_wer_before": 60.0, "val_wer": 45.0}
 
 
 def test_a_disk_that_is_full_leaves_the_checkpoint_before(tmp_path, monkeypatch, capsys):

@@ -8,6 +8,7 @@ from liteasr.callbacks.training import (
     LastCheckpoint,
     SeededSteps,
     StopEarly,
+    StopOnBadData,
     StopOnNonFiniteLoss,
 )
 
@@ -19,5 +20,6 @@ __all__ = [
     "LastCheckpoint",
     "SeededSteps",
     "StopEarly",
+    "StopOnBadData",
     "StopOnNonFiniteLoss",
 ]

@@ -7,7 +7,6 @@ import logging
 import signal
 import threading
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from liteasr.distributed import raise_together
 from liteasr.errors import RunError
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "LastCheckpoint",
     "SeededSteps",
     "StopEarly",
+    "StopOnBadData",
     "StopOnNonFiniteLoss",
 ]
 
@@ -78,8 +79,8 @@ class EndAtOnce(L.Callback):
 class StopOnNonFiniteLoss(L.Callback):
     """Stops training, on all processes, before what is no number reaches the weights.
 
-    That is a loss, or the norm of its gradients, by which clipping would divide them. In fp16
-    gradients may overflow; the scaler leaves such steps out.
+    That is a loss, or a gradient. With a scaler (fp16) gradients may overflow: it leaves such
+    steps out.
     """
 
     def __init__(self) -> None:
@@ -114,14 +115,18 @@ class StopOnNonFiniteLoss(L.Callback):
         parameters = [one for group in optimizer.param_groups for one in group["params"]]
         gradients = [one.grad for one in parameters if one.grad is not None]
         own = [one.to_local() if isinstance(one, DTensor) else one for one in gradients]
-        self._check(trainer, "norm of the gradients", nn.utils.get_total_norm(own))
+        # The largest of them, which unlike a sum of squares does not overflow in half precision.
+        largest = nn.utils.get_total_norm(own, float("inf"))
+        self._check(trainer, "largest gradient", largest, names_clips=False)
 
-    def _check(self, trainer: L.Trainer, what: str, value: Tensor) -> None:
+    def _check(
+        self, trainer: L.Trainer, what: str, value: Tensor, *, names_clips: bool = True
+    ) -> None:
         is_finite = bool(torch.isfinite(value).all())
         if trainer.strategy.reduce_boolean_decision(is_finite, all=True):
             return
         said = "no number on another process" if is_finite else f"{float(value):g}"
-        clips = "" if is_finite else self._clips()
+        clips = self._clips() if names_clips and not is_finite else ""
         raise RunError(
             f"finetune: the {what} is {said} at step {trainer.global_step}, batch "
             f"{trainer.fit_loop.epoch_loop.batch_idx} of epoch {trainer.current_epoch}{clips}; "
@@ -133,6 +138,25 @@ class StopOnNonFiniteLoss(L.Callback):
         ids = self._batch.get("ids", []) if isinstance(self._batch, Mapping) else []
         more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
         return f" (clips {', '.join(ids[:_SHOWN])}{more})" if ids else ""
+
+
+class StopOnBadData(L.Callback):
+    """Stops training on all processes when one of them has read too much that it cannot use."""
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Look at what was read.
+
+        Raises:
+            ConfigError: With what any process has found.
+        """
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if trainer.world_size == 1 or not hasattr(datamodule, "problems"):
+            return  # one process has raised it
+        problems = datamodule.problems("train")
+        if trainer.strategy.reduce_boolean_decision(bool(problems), all=False):
+            raise_together(problems)
 
 
 class StopEarly(EarlyStopping):
@@ -147,8 +171,13 @@ class StopEarly(EarlyStopping):
 class BestCheckpoint(ModelCheckpoint):
     """Lightning's, which finds its file again in a run folder that was moved or copied."""
 
+    @property
+    def state_key(self) -> str:
+        """That of Lightning's own, which older runs have."""
+        return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the state over with its files in the folder of this run."""
+        """Take the state over with its files in the folder of this run, if they are there."""
 
         def here(path: str) -> str:
             return str(Path(self.dirpath or "") / Path(path).name) if path else path
@@ -156,6 +185,9 @@ class BestCheckpoint(ModelCheckpoint):
         state = {**state_dict, "dirpath": self.dirpath}
         for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
             state[key] = here(state.get(key, ""))
+        if state["best_model_path"] and not Path(state["best_model_path"]).is_file():
+            log.warning("%s is gone: the best is looked for anew", state["best_model_path"])
+            return
         models = state.get("best_k_models", {})
         state["best_k_models"] = {here(path): score for path, score in models.items()}
         super().load_state_dict(state)
@@ -212,8 +244,35 @@ class LastCheckpoint(ModelCheckpoint):
         if not (may_be_whole and is_last and trainer.world_size == 1):
             return
         self._is_torn = True
-        with suppress(OSError):  # a full disk may be what it is about
+        try:
             self._save(trainer)
+        except Exception as second:
+            # A full disk or a lost device may be what it is about: the first error counts.
+            log.warning("the last step could not be saved: %s", second)
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """From here on weights and optimizer may be half of one step and half of the next."""
+        self._step = {}
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Count the batches of the epoch as so many processes do that there are now."""
+        loop = checkpoint["loops"]["fit_loop"]
+        loaders = loop.get("state_dict", {}).get("combined_loader", [])
+        processes = [one["processes"] for one in loaders if "processes" in one]
+        if not processes:
+            return
+        count = loop["epoch_loop.batch_progress"]["current"]
+        ready = count["ready"] * processes[0] // trainer.world_size
+        # Of the last batch of a checkpoint not all is done: that stays so.
+        count.update({key: max(0, ready - (count["ready"] - n)) for key, n in count.items()})
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the state over, wherever the run was then."""
+        super().load_state_dict({**state_dict, "dirpath": self.dirpath})
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]

@@ -251,7 +251,7 @@ class SpeechDataModule(L.LightningDataModule):
             self.log_mel,
             encode,
             self.sharding,
-            self.tallies["train"],
+            self._tally("train"),
             batch_size=self.data.train_batch_size,
             num_workers=self.data.num_workers,
             seed=self.seed,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import logging
+import multiprocessing
 import os
 import signal
 from collections import Counter
@@ -242,6 +244,9 @@ class SpeechLoader:
         self._check(Extent(rows, is_sample=may_be_empty))
         if not batches and not may_be_empty:
             message = f"data.{self.tally.role}: none of {rows} utterances can be used"
+            if self._consumed is not None:
+                # A trainer without a batch does not come to where processes stop together.
+                raise ConfigError(message)
             self.tally.fail("", [message])
 
     def _passes_over(self, skip: int) -> bool:
@@ -286,13 +291,22 @@ def make_loader(dataset: Any, num_workers: int, **options: Any) -> DataLoader[An
     if num_workers:
         # Else tokenizers complains that its threads do not survive the fork.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        options["worker_init_fn"] = _outlive_sigterm
+        options["worker_init_fn"] = _leave_signals
+        atexit.register(_end_readers)
     return DataLoader(dataset, num_workers=num_workers, **options)
 
 
-def _outlive_sigterm(_: int) -> None:
-    """Leave it to the trainer to end: SIGTERM may be sent to all processes of a job at once.
+def _leave_signals(_: int) -> None:
+    """Leave it to the trainer to end: signals may be sent to all processes of a job at once.
 
     A trainer that finishes its step and saves would else fail for want of data.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _end_readers() -> None:
+    """What multiprocessing does at the end of a program, by a signal that cannot be ignored."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
