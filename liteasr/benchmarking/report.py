@@ -137,8 +137,8 @@ def notes(content: Record) -> list[str]:
     device = machine["gpu"] if content["device"] == "cuda" else machine["cpu"]
     lines = [
         f"encoder: {sizes[0]} → {sizes[1]} parameters; on {device}, torch {machine['torch']}",
-        "FLOP ratio: arithmetic of dense over that of lite, which bounds the speed-up; "
-        "efficiency: speed-up over FLOP ratio",
+        "FLOP ratio: arithmetic of dense over that of lite, the speed-up where both do as much of "
+        "it a second; efficiency: speed-up over FLOP ratio",
     ]
     for one in content["encoder"]:
         if one["skipped"]:
