@@ -1,10 +1,14 @@
 """The first command of the README: the model and the speech in the package, compressed."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
+from documented import blocks, commands
 from runs import ROOT
 
 from liteasr import load
@@ -61,3 +65,50 @@ def test_the_result_writes_down_sentences_and_when_they_were_said(quickstart, tm
     for segment, true in zip(transcript["segments"], clip["segments"], strict=True):
         assert segment["start"] == pytest.approx(true["start"], abs=0.5)
         assert segment["end"] == pytest.approx(true["end"], abs=0.5)
+
+
+def runs_here(words):
+    """Whether a command of the README needs neither the hub nor data of one's own."""
+    elsewhere = ("openai/", "esb", "..", "--shape", "runs/mine", "b.wav")
+    return (
+        words[:2] == ["python", "-m"]
+        and words[2] not in ("liteasr.fit", "liteasr.compare")
+        and not any(part in word for word in words for part in elsewhere)
+    )
+
+
+def test_commands_of_the_readme_do_what_they_say(quickstart, tmp_path):
+    """One after another, as they stand, on the model that the first one made."""
+    if find_spec("onnxscript") is None:
+        pytest.skip("the extra [onnx] is not installed")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "quickstart").symlink_to(quickstart[0])
+    clip = next((ROOT / "liteasr" / "demo" / "speech" / "evaluation").glob("*.ogg"))
+    shutil.copy(clip, tmp_path / "talk.flac")  # libsndfile looks at the content
+    found = [
+        words
+        for body in blocks(ROOT / "README.md", "bash")
+        for words in commands(body)
+        if runs_here(words)
+    ]
+    assert {words[2].removeprefix("liteasr.") for words in found} == {
+        *("evaluate", "transcribe", "benchmark", "export"),
+    }
+    wers = []
+    for words in found:
+        result = subprocess.run(
+            [sys.executable, *words[1:]],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert result.returncode == 0, (words, result.stderr)
+        if words[2] == "liteasr.evaluate":
+            wers.append(json.loads(result.stdout)["wer"])
+    measured = json.loads((quickstart[0] / "metrics.json").read_text())["compressed"]["wer"]
+    torch_wer, int8_wer = wers
+    assert torch_wer == pytest.approx(measured, abs=0.4)
+    assert int8_wer == pytest.approx(measured, abs=2)
+    assert (tmp_path / "speed.json").is_file()
