@@ -199,8 +199,9 @@ def table_loader(
         batch_sampler=batches,
     )
     extent = Extent(len(order[0][rank::world_size]), world_size > 1)
-    length = len(batches) if collate.planned else None
     may_be_empty = world_size > 1
+    # A trainer skips what it takes for empty, and the other processes would wait for this one.
+    length = max(len(batches), int(may_be_empty)) if collate.planned else None
     return SpeechLoader(loader, tally, {one.name: extent}, length, may_be_empty=may_be_empty)
 
 
