@@ -54,6 +54,7 @@ REMOTE_CODE = {
     "rank_space": "rank_space_lite_whisper",
     "tiles": "tiles_lite_whisper",
     "fast": "fast_lite_whisper",
+    "products": "products_lite_whisper",
     "linear": "linear_lite_whisper",
     "convolution": "convolution_lite_whisper",
     "configuration": "configuration_lite_whisper",

@@ -74,6 +74,7 @@ def test_the_folder_holds_all_that_is_needed(compressed, processor, tmp_path):
         "fast_lite_whisper.py",
         "generation_config.json",
         "linear_lite_whisper.py",
+        "products_lite_whisper.py",
         "model.safetensors",
         "modeling_lite_whisper.py",
         "normalizer.json",

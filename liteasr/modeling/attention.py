@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .linear import run
+from .products import affine, by_onednn
+
 __all__ = ["ReducedAttention", "attend", "split_heads"]
 
 _LITTLE_TO_PAD = 0.75
@@ -97,15 +100,16 @@ class ReducedAttention(nn.Module):
             Frames, (B, T, D), and the weights, (B, H, T, T), or ``None``.
         """
         mixed_BHTV, weights_BHTT = attend(
-            split_heads(self.q_proj(hidden_states), self.num_heads),
-            split_heads(self.k_proj(hidden_states), self.num_heads),
-            split_heads(self.v_proj(hidden_states), self.num_heads),
+            *(
+                split_heads(run(layer, hidden_states), self.num_heads)
+                for layer in (self.q_proj, self.k_proj, self.v_proj)
+            ),
             scale=self.scaling,
             mask=attention_mask,
             dropout=self.dropout if self.training else 0.0,
             need_weights=output_attentions,
         )
-        return self.out_proj(mixed_BHTV.transpose(1, 2).flatten(2)), weights_BHTT
+        return run(self.out_proj, mixed_BHTV.transpose(1, 2).flatten(2)), weights_BHTT
 
     def extra_repr(self) -> str:
         """Widths, for ``print(model)``."""
@@ -176,10 +180,11 @@ def attend(
 def _is_better_in_tiles(q_BHTR: Tensor, width: int) -> bool:
     if q_BHTR.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
-    # torch 2.13: the CPU's fused kernel leaves its matrix units for bfloat16 half idle. In fp32 it
-    # is a tenth faster than tiles, which pays as long as there is little to pad.
+    # torch 2.13: the CPU's fused kernel leaves its matrix units for bfloat16 half idle, and knows
+    # of MKL alone. With MKL in fp32 it is a tenth faster than tiles, which pays as long as there is
+    # little to pad.
     narrow, wide = sorted((q_BHTR.shape[-1], width))
-    return q_BHTR.dtype == torch.bfloat16 or narrow <= _LITTLE_TO_PAD * wide
+    return q_BHTR.dtype == torch.bfloat16 or by_onednn(q_BHTR) or narrow <= _LITTLE_TO_PAD * wide
 
 
 def _attend_in_tiles(q_BHTR: Tensor, k_BHTR: Tensor, v_BHTV: Tensor) -> Tensor:
@@ -188,9 +193,9 @@ def _attend_in_tiles(q_BHTR: Tensor, k_BHTR: Tensor, v_BHTV: Tensor) -> Tensor:
     mixed_BTHV = v_BHTV.new_empty(clips, q_BHTR.shape[2], heads, width)
     for clip in range(clips):
         for head in range(heads):
-            k_RT, v_TV = k_BHTR[clip, head].mT, v_BHTV[clip, head]
+            k_TR, v_TV = k_BHTR[clip, head].contiguous(), v_BHTV[clip, head].contiguous()
             for start in range(0, frames, TILE):
                 tile = slice(start, start + TILE)
-                scores = q_BHTR[clip, head, tile] @ k_RT
-                mixed_BTHV[clip, tile, head] = scores.softmax(dim=-1) @ v_TV
+                scores = affine(q_BHTR[clip, head, tile], k_TR.T)
+                mixed_BTHV[clip, tile, head] = affine(scores.softmax(dim=-1), v_TV)
     return mixed_BTHV.transpose(1, 2)

@@ -1,16 +1,25 @@
 """Linear layers of low rank.
 
-Shape suffixes: B batch, T frames, I input width, O output width, K rank, D the narrower of I and O.
+Shape suffixes: B batch, T frames, N some of them, I input width, O output width, K rank, D the
+narrower of I and O.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LowRankLinear", "PivotedLinear"]
+from .products import affine, by_onednn
+
+__all__ = ["LowRankLinear", "PivotedLinear", "ready", "run"]
+
+_SELECTION = {torch.bfloat16: 300}
+"""Multiplications that a CPU does in the time in which it selects one number of an activation."""
+_SELECTION_OTHERWISE, _SELECTION_ONEDNN = 40, 90
 
 
 class LowRankLinear(nn.Module):
@@ -69,7 +78,7 @@ class LowRankLinear(nn.Module):
     def forward(self, x_BTI: Tensor) -> Tensor:
         """Map (..., I) to (..., O)."""
         x_TI = x_BTI.reshape(-1, self.in_features)
-        y_TO = torch.addmm(self.bias, x_TI @ self.weight1, self.weight2)
+        y_TO = affine(affine(x_TI, self.weight1), self.weight2, self.bias)
         return y_TO.view(*x_BTI.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
@@ -94,8 +103,9 @@ class PivotedLinear(LowRankLinear):
     Where gradients are wanted, ``weight1`` and ``weight2``, the factors of
     :class:`LowRankLinear`, are put together first, which is more arithmetic and less copying; so
     they are wherever something else asks for them. At full rank, K = D, the skeleton is all
-    there is, the whole weight. A GPU, for which moving channels costs more than
-    the products that it saves, takes both factors too, or their product where that is less work.
+    there is, the whole weight. Without gradients a CPU does whichever takes it least: selects the
+    pivots, takes both factors, or their product. A GPU, for which moving channels costs more than
+    the products that it saves, never selects.
 
     Args:
         in_features: Input width I.
@@ -180,35 +190,92 @@ class PivotedLinear(LowRankLinear):
 
     def forward(self, x_BTI: Tensor) -> Tensor:
         """Map (..., I) to (..., O)."""
-        if self.interpolation is None or self.order is None:
-            x_TI = x_BTI.reshape(-1, self.in_features)
-            y_TO = torch.addmm(self.bias, x_TI, self.skeleton)
+        x_TI = x_BTI.reshape(-1, self.in_features)
+        if self.interpolation is None:
+            y_TO = affine(x_TI, self.skeleton, self.bias)
             return y_TO.view(*x_BTI.shape[:-1], self.out_features)
         if torch.is_grad_enabled():
             return super().forward(x_BTI)
-        x_TI, rank = x_BTI.reshape(-1, self.in_features), self.rank
-        if x_TI.device.type != "cpu":
-            return self._in_products(x_TI).view(*x_BTI.shape[:-1], self.out_features)
-        if self.pivots_inputs:
-            x_TI = _select(x_TI, self.order)
-            x_TK = torch.addmm(x_TI[:, :rank], x_TI[:, rank:], self.interpolation)
-            y_TO = torch.addmm(self.bias, x_TK, self.skeleton)
-        else:
-            x_TK = x_TI @ self.skeleton
-            y_TO = _select(torch.cat([x_TK, x_TK @ self.interpolation], dim=1), self.order)
-            y_TO = y_TO + self.bias.to(y_TO.dtype)
-        return y_TO.view(*x_BTI.shape[:-1], self.out_features)
+        # An exported graph takes any batch: what is done cannot depend on how many clips there are.
+        frames = x_BTI.shape[-2] if torch.compiler.is_exporting() else len(x_TI)
+        return self.ready(x_TI, frames)(x_TI).view(*x_BTI.shape[:-1], self.out_features)
 
-    def _in_products(self, x_TI: Tensor) -> Tensor:
-        """Map (T, I) to (T, O) with matrix products alone.
+    def ready(self, like: Tensor, frames: int) -> Callable[[Tensor], Tensor]:
+        """What maps (N, I) to (N, O) in the least time, its weights put together once.
 
-        The weight is put together where that and one product are less work than two products.
+        Args:
+            like: A tensor of the type and on the device of the frames.
+            frames: How many frames there are in all.
         """
+        whole = self.interpolation is None
+        return self if whole else self._by(self._least_time(like, frames))
+
+    def _least_time(self, like: Tensor, frames: int) -> str:
+        """``selection`` of the pivots, both ``factors``, or their ``product``."""
+        rank, inside, outside = self.rank, self.in_features, self.out_features
+        # In multiplications, or what takes as long as so many.
+        factors = frames * rank * (inside + outside)
+        product = (frames + rank) * inside * outside
+        if like.device.type == "cpu":
+            selected = _SELECTION.get(_product_type(like), _SELECTION_OTHERWISE)
+            selected = _SELECTION_ONEDNN if by_onednn(like) else selected
+            each_frame = rank * (inside + outside - rank) + min(inside, outside) * selected
+            if frames * each_frame < min(factors, product):
+                return "selection"
+        return "factors" if factors <= product else "product"
+
+    def _by(self, way: str) -> Callable[[Tensor], Tensor]:
+        if way == "selection":
+            return self._select_pivots
         weight1_IK, weight2_KO = self.weight1, self.weight2
-        (frames, inside), (rank, outside) = x_TI.shape, weight2_KO.shape
-        if (frames + rank) * inside * outside < frames * rank * (inside + outside):
-            return torch.addmm(self.bias, x_TI, weight1_IK @ weight2_KO)
-        return torch.addmm(self.bias, x_TI @ weight1_IK, weight2_KO)
+        if way == "product":
+            weight_IO = weight1_IK @ weight2_KO
+            return lambda x_NI: affine(x_NI, weight_IO, self.bias)
+        return lambda x_NI: affine(affine(x_NI, weight1_IK), weight2_KO, self.bias)
+
+    def _select_pivots(self, x_NI: Tensor) -> Tensor:
+        assert self.interpolation is not None
+        assert self.order is not None
+        if self.pivots_inputs:
+            pivots_NK = _select(x_NI, self.order[: self.rank])
+            others = _select(x_NI, self.order[self.rank :])
+            x_NK = affine(others, self.interpolation).add_(pivots_NK)
+            return affine(x_NK, self.skeleton, self.bias)
+        x_NK = affine(x_NI, self.skeleton)
+        y_NO = _select(torch.cat([x_NK, affine(x_NK, self.interpolation)], dim=1), self.order)
+        return y_NO + self.bias.to(y_NO.dtype)
+
+
+def ready(layer: nn.Module, frames_TI: Tensor) -> Callable[[Tensor], Tensor]:
+    """What a linear layer does, for frames (N, I), in the least time.
+
+    Args:
+        layer: The layer; one with hooks is left alone.
+        frames_TI: All frames that there are, (T, I).
+    """
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        return layer
+    if isinstance(layer, PivotedLinear):
+        return layer.ready(frames_TI, len(frames_TI))
+    if type(layer) is nn.Linear and by_onednn(frames_TI):
+        return partial(affine, weight_IO=layer.weight.T, bias_O=layer.bias)
+    return layer
+
+
+def run(layer: nn.Module, x_BTI: Tensor) -> Tensor:
+    """Map (..., I) to (..., O) as :func:`ready` would."""
+    if type(layer) is nn.Linear and by_onednn(x_BTI):
+        x_TI = x_BTI.reshape(-1, x_BTI.shape[-1])
+        y_TO = ready(layer, x_TI)(x_TI)
+        return y_TO.view(*x_BTI.shape[:-1], y_TO.shape[-1])
+    y_BTO: Tensor = layer(x_BTI)
+    return y_BTO
+
+
+def _product_type(like: Tensor) -> torch.dtype:
+    """The type in which products with an activation are done."""
+    kind = like.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else like.dtype
 
 
 def _select(x_TD: Tensor, order_D: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from transformers.models.whisper.modeling_whisper import WhisperAttention
 
 from .attention import attend, split_heads
-from .linear import LowRankLinear, PivotedLinear
+from .linear import LowRankLinear, PivotedLinear, run
+from .products import affine
 
 __all__ = [
     "AttentionRanks",
@@ -173,7 +174,7 @@ class RankSpaceAttention(WhisperAttention):
         layers = (self.q_proj, self.k_proj, self.v_proj)
         first_DX = torch.cat([layer.weight1 for layer in layers], dim=1)
         ranks = [layer.rank for layer in layers]
-        q_BTQ, k_BTK, v_BTV = torch.split(hidden_states @ first_DX, ranks, dim=-1)
+        q_BTQ, k_BTK, v_BTV = torch.split(_affine(hidden_states, first_DX), ranks, dim=-1)
         mixed, weights_BHTT = attend(
             *self._queries_and_keys(q_BTQ, k_BTK),
             v_BTV[:, None] if self.rank_space.values else self._heads(v_BTV, self.v_proj),
@@ -196,7 +197,7 @@ class RankSpaceAttention(WhisperAttention):
         with_bias_XHE = torch.cat([q_QHE, bias_HE[None]])
         between_KX = torch.einsum("khe,xhe->khx", k_KHE, with_bias_XHE).flatten(1)
         q_BTX = torch.cat([q_BTQ, torch.ones_like(q_BTQ[..., :1])], dim=-1)
-        return q_BTX[:, None], split_heads(k_BTK @ between_KX, self.num_heads)
+        return q_BTX[:, None], split_heads(_affine(k_BTK, between_KX), self.num_heads)
 
     def _heads(self, x_BTK: Tensor, layer: LowRankLinear) -> Tensor:
         return split_heads(_affine(x_BTK, layer.weight2, layer.bias), self.num_heads)
@@ -204,8 +205,7 @@ class RankSpaceAttention(WhisperAttention):
     def _output(self, mixed_BTX: Tensor) -> Tensor:
         out: LowRankLinear | nn.Linear = self.out_proj
         if not self.rank_space.values:
-            y_BTD: Tensor = out(mixed_BTX)
-            return y_BTD
+            return run(out, mixed_BTX)
         first_DO = out.weight1 if isinstance(out, LowRankLinear) else out.weight.T
         v_VHE = _split(self.v_proj.weight2, self.num_heads)
         out_HEO = first_DO.reshape(self.num_heads, -1, first_DO.shape[1])
@@ -296,7 +296,7 @@ def _split(stacked: Tensor, heads: int) -> Tensor:
     return stacked.reshape(*stacked.shape[:-1], heads, -1)
 
 
-def _affine(x_BTI: Tensor, weight_IO: Tensor, bias_O: Tensor) -> Tensor:
+def _affine(x_BTI: Tensor, weight_IO: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """``x @ weight + bias`` in one product, also under autocast."""
-    y_XO = torch.addmm(bias_O, x_BTI.flatten(0, -2), weight_IO)
+    y_XO = affine(x_BTI.flatten(0, -2), weight_IO, bias_O)
     return y_XO.reshape(*x_BTI.shape[:-1], y_XO.shape[-1])

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers.models.whisper.modeling_whisper import WhisperAttention, WhisperEncoderLayer
 
 from .attention import attend, split_heads
+from .linear import ready, run
 
 __all__ = ["TiledAttention", "TiledEncoderLayer", "use_tiles", "use_whole_clips"]
 
@@ -44,11 +45,11 @@ class TiledEncoderLayer(WhisperEncoderLayer):
         # The convolutions before the first layer leave frames apart in memory.
         summed: Tensor = (attended + hidden_states).contiguous()
         frames_ND = summed.view(-1, summed.shape[-1])
+        fc1, fc2 = ready(self.fc1, frames_ND), ready(self.fc2, frames_ND)
         for tile_ND in (
             frames_ND[start : start + TILE] for start in range(0, len(frames_ND), TILE)
         ):
-            hidden = self.activation_fn(self.fc1(self.final_layer_norm(tile_ND)))
-            tile_ND += self.fc2(hidden)
+            tile_ND += fc2(self.activation_fn(fc1(self.final_layer_norm(tile_ND))))
         return summed
 
     def _can_tile(self, hidden_states: Tensor) -> bool:
@@ -93,14 +94,14 @@ class TiledAttention(WhisperAttention):
             return whole
         mixed_BHTV, weights_BHTT = attend(
             *(
-                split_heads(layer(hidden_states), self.num_heads)
+                split_heads(run(layer, hidden_states), self.num_heads)
                 for layer in (self.q_proj, self.k_proj, self.v_proj)
             ),
             scale=self.scaling,
             mask=attention_mask,
             need_weights=output_attentions,
         )
-        return self.out_proj(mixed_BHTV.transpose(1, 2).flatten(2)), weights_BHTT
+        return run(self.out_proj, mixed_BHTV.transpose(1, 2).flatten(2)), weights_BHTT
 
 
 def use_tiles(encoder: nn.Module) -> None:

@@ -82,13 +82,58 @@ def test_pivots_go_on_as_they_are(widths):
 
 @pytest.mark.parametrize("widths", [(6, 9), (9, 6), (6, 6)])
 @pytest.mark.parametrize("rank", [1, 2, 5])
-@pytest.mark.parametrize("frames", [1, 40])
-def test_a_gpu_computes_the_same_without_moving_channels(widths, rank, frames):
-    layer = PivotedLinear(*widths, rank)
+@pytest.mark.parametrize("way", ["selection", "factors", "product"])
+def test_every_way_computes_the_same(widths, rank, way):
+    layer = PivotedLinear(*widths, rank, dtype=torch.float64)
     torch.nn.init.normal_(layer.bias)
-    x = torch.randn(frames, widths[0])
+    x = torch.randn(7, widths[0], dtype=torch.float64)
     with torch.no_grad():
-        torch.testing.assert_close(layer._in_products(x), layer(x))
+        torch.testing.assert_close(layer._by(way)(x), LowRankLinear.forward(layer, x))
+        torch.testing.assert_close(layer(x), LowRankLinear.forward(layer, x))
+
+
+@pytest.mark.parametrize(
+    ("rank", "frames", "dtype", "device", "way"),
+    [
+        (48, 1500, torch.float32, "cpu", "factors"),
+        (192, 1500, torch.float32, "cpu", "selection"),
+        (192, 1500, torch.bfloat16, "cpu", "factors"),
+        (320, 1500, torch.float32, "cpu", "selection"),
+        (320, 12000, torch.float32, "cpu", "product"),
+        (320, 1500, torch.bfloat16, "cpu", "product"),
+        (192, 1500, torch.float32, "meta", "factors"),
+        (320, 1500, torch.float32, "meta", "product"),
+        (320, 100, torch.float32, "meta", "factors"),
+    ],
+)
+def test_the_way_follows_rank_frames_type_and_device(rank, frames, dtype, device, way):
+    layer = PivotedLinear(384, 384, rank, device="meta")
+    assert layer._least_time(torch.empty(0, dtype=dtype, device=device), frames) == way
+
+
+def test_under_autocast_the_way_is_that_of_its_type():
+    layer = PivotedLinear(384, 384, 192, device="meta")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer._least_time(torch.empty(0), 1500) == "factors"
+
+
+@pytest.mark.parametrize("rank", [4, 24, 56])
+def test_a_pivoted_layer_is_exported_for_any_batch(rank):
+    layer, batch = PivotedLinear(64, 64, rank), torch.export.Dim("batch")
+    x = torch.randn(3, 100, 64)
+    with torch.no_grad():
+        program = torch.export.export(layer, (x[:2],), dynamic_shapes=({0: batch},))
+        torch.testing.assert_close(program.module()(x), layer(x))
+
+
+@pytest.mark.parametrize("rank", [4, 24, 56])
+def test_a_pivoted_layer_compiles_without_a_break(rank):
+    layer = PivotedLinear(64, 64, rank)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        for clips in (1, 2, 3):
+            x = torch.randn(clips, 100, 64)
+            torch.testing.assert_close(compiled(x), layer(x))
 
 
 @pytest.mark.parametrize("widths", WIDTHS)
