@@ -119,15 +119,16 @@ def export_onnx(
     """Write an ONNX folder, run it beside the model, and only then put it in place of an old one.
 
     The files and their inputs and outputs are those of Hugging Face Optimum's
-    ``ORTModelForSpeechSeq2Seq``. liteasr's own ``load`` takes the folder too.
+    ``ORTModelForSpeechSeq2Seq``. liteasr's own ``load`` takes the folder too. Pivoted layers become
+    two factors, or a dense weight where that is smaller: ONNX Runtime takes longer to select
+    channels than for the products that it saves.
 
     Args:
         model: Whisper, dense or with low-rank encoder layers.
         processor: Its tokenizer and feature extractor.
         folder: Where to write.
         dtype: Type of the weights, ``torch.float32`` or ``torch.float16``.
-        int8: Store the encoder's linear layers in 8 bits. Pivoted ones become two factors, or a
-            dense weight where that is smaller.
+        int8: Store the encoder's linear layers in 8 bits.
         opset: Version of ONNX's operators.
 
     Returns:
@@ -139,7 +140,7 @@ def export_onnx(
         ValueError: If the weights do not fit the type, or ONNX Runtime computes something else.
     """
     require_packages("onnx", "onnxscript", "onnxruntime")
-    saved = _as_saved(_in_one_form(model, pivoted=not int8), dtype)
+    saved = _as_saved(_in_one_form(model, pivoted=False), dtype)
     use_plain_inference(saved)
     with atomic_folder(folder) as temporary:
         quantized = write_graphs(saved, temporary, int8=int8, opset=opset)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 from transformers import DynamicCache, EncoderDecoderCache, WhisperForConditionalGeneration
 
-from liteasr.modeling import LowRankLinear, PivotedLinear
+from liteasr.modeling import LowRankLinear
 from liteasr.onnx import DECODER, DECODER_WITH_PAST, ENCODER
 
 __all__ = ["HIGHEST_OPSET", "OPSET", "cache_names", "make_graphs", "write_graph"]
@@ -143,6 +143,7 @@ def make_graphs(model: WhisperForConditionalGeneration) -> Iterator[Graph]:
     """The graphs of a model on the CPU in evaluation mode, with inputs to trace them with.
 
     Batch and tokens are free; a window has the length that the positional embedding gives it.
+    Layers must not be pivoted: selecting channels costs ONNX Runtime more than it saves.
     """
     config = model.config
     layers, heads = config.decoder_layers, config.decoder_attention_heads
@@ -216,31 +217,18 @@ def write_graph(graph: Graph, folder: Path, opset: int = OPSET) -> None:
 def _low_rank_as_products() -> Iterator[None]:
     """Let low-rank layers be traced as products of the input as it is.
 
-    The fused forms would become products and Gemms between reshapes.
+    The fused form would become products and Gemms between reshapes.
     """
-    fused = {cls: cls.forward for cls in (LowRankLinear, PivotedLinear)}
+    fused = LowRankLinear.forward
 
-    def low_rank(self: LowRankLinear, x_BTI: Tensor) -> Tensor:
+    def in_products(self: LowRankLinear, x_BTI: Tensor) -> Tensor:
         return x_BTI @ self.weight1 @ self.weight2 + self.bias
 
-    def pivoted(self: PivotedLinear, x_BTI: Tensor) -> Tensor:
-        if self.interpolation is None or self.order is None:
-            return x_BTI @ self.skeleton + self.bias
-        if not self.pivots_inputs:
-            x_BTK = x_BTI @ self.skeleton
-            both_BTO = torch.cat([x_BTK, x_BTK @ self.interpolation], dim=-1)
-            return both_BTO.index_select(-1, self.order) + self.bias
-        x_BTI = x_BTI.index_select(-1, self.order)
-        x_BTK = x_BTI[..., : self.rank] + x_BTI[..., self.rank :] @ self.interpolation
-        return x_BTK @ self.skeleton + self.bias
-
-    LowRankLinear.forward = low_rank  # type: ignore[method-assign]
-    PivotedLinear.forward = pivoted  # type: ignore[method-assign]
+    LowRankLinear.forward = in_products  # type: ignore[method-assign]
     try:
         yield
     finally:
-        for cls, forward in fused.items():
-            cls.forward = forward  # type: ignore[method-assign]
+        LowRankLinear.forward = fused  # type: ignore[method-assign]
 
 
 @contextmanager
