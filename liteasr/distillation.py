@@ -15,6 +15,7 @@ from transformers import WhisperForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
 
 from liteasr.distributed import mean_over_processes, sum_over_processes
+from liteasr.modeling import use_fast_inference
 
 __all__ = ["Teacher", "TeacherOutput", "encoder_distance", "logit_divergence"]
 
@@ -55,6 +56,7 @@ class Teacher:
 
     def __init__(self, model: WhisperForConditionalGeneration) -> None:
         self.model = model.eval().requires_grad_(False)
+        use_fast_inference(model.get_encoder(), model.config.max_source_positions)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
         """Itself: an average of the student's weights needs no second teacher."""
