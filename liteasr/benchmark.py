@@ -61,6 +61,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         ranks=arguments.ranks,
         encoder_params=arguments.encoder_params,
         pivoted=arguments.pivoted,
+        fast_dense=arguments.fast_dense,
         batch_sizes=tuple(arguments.batch_size),
         dtypes=tuple(arguments.dtype),
         threads=tuple(arguments.threads or [torch.get_num_threads()]),
@@ -88,6 +89,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--ranks", type=Path, metavar="FILE", help="for --shape: plan.json or low_rank_config")
     add("--encoder-params", metavar="SIZE", help="for --shape, such as 240M: ranks are made up")
     add("--pivoted", action="store_true", help="for --shape: layers as of auto, not as published")
+    add(
+        "--fast-dense",
+        action="store_true",
+        help="run the dense encoder as liteasr runs its own, which leaves the gain of compression",
+    )
     add("--batch-size", type=int, nargs="+", default=[1], help="windows at a time; 1")
     add("--dtype", nargs="+", choices=[dtype.value for dtype in Dtype], default=["float32"])
     add("--threads", type=int, nargs="+", metavar="N", help="of torch; its own number if not given")

@@ -22,6 +22,7 @@ from liteasr.compression import CompressionPlan, encoder_flops, encoder_paramete
 from liteasr.compression.surgery import collect_ranks
 from liteasr.config import ConfigError
 from liteasr.loading import load_config, load_model
+from liteasr.modeling import use_fast_inference
 from liteasr.module import WhisperModule
 from liteasr.onnx import find_encoder
 
@@ -85,7 +86,10 @@ class Contest:
         """
         # ONNX Runtime keeps the threads that it is loaded with.
         with set_torch_threads(self._settings.threads[0]):
-            return self._load(dtype)
+            pair = self._load(dtype)
+        if self._settings.fast_dense:
+            use_fast_inference(pair.encoders["dense"], self._config.max_source_positions)
+        return pair
 
     def _load(self, dtype: str) -> Pair:
         device = self._settings.device
@@ -137,6 +141,7 @@ def _check_graphs(settings: Settings, ids: Mapping[str, str]) -> None:
             "--threads": len(set(settings.threads)) == 1,
             "--mode": settings.modes == ("eager",),
             "--device": settings.device == "cpu",
+            "--fast-dense": name == "lite" or not settings.fast_dense,
         }
         if wrong := [key for key, is_right in ways.items() if not is_right]:
             raise ConfigError(

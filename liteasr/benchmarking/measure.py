@@ -43,8 +43,8 @@ def measure(settings: Settings) -> dict[str, Any]:
 
     Returns:
         The content of the JSON file, but for the command: ``device``, ``hardware``, ``packages``,
-        ``models`` (name, sizes and ranks of both), ``input`` of the encoders, ``encoder`` and
-        ``transcription``: a record a combination, see :func:`measure_encoders` and
+        ``models`` (name, sizes and ranks of both), ``fast_dense``, ``input`` of the encoders,
+        ``encoder`` and ``transcription``: a record a combination, see :func:`measure_encoders` and
         :func:`measure_transcription`; those that do not work here have a reason in ``skipped``.
 
     Raises:
@@ -83,6 +83,7 @@ def measure(settings: Settings) -> dict[str, Any]:
         "hardware": hardware(),
         "packages": environment()["packages"],
         "models": models,
+        "fast_dense": settings.fast_dense,
         "input": "random" if clips is None else "audio",
         "encoder": encoder,
         "transcription": transcription,

@@ -140,6 +140,8 @@ def notes(content: Record) -> list[str]:
         "FLOP ratio: arithmetic of dense over that of lite, the speed-up where both do as much of "
         "it a second; efficiency: speed-up over FLOP ratio",
     ]
+    if content["fast_dense"]:
+        lines.append("dense: run as liteasr runs its own encoders, not as transformers does")
     for one in content["encoder"]:
         if one["skipped"]:
             lines.append(f"{described(one)}: skipped: {one['skipped']}")

@@ -29,6 +29,7 @@ class Settings:
         ranks: File with the ranks of the lite encoder of that size.
         encoder_params: Its parameters, such as ``240M``, in place of the file.
         pivoted: Whether its low-rank layers are pivoted, where a plan does not say so.
+        fast_dense: Let the dense encoder run as liteasr runs its own, not as Hugging Face does.
         batch_sizes: Windows at a time.
         dtypes: Types of the weights and of the input.
         threads: Threads of torch.
@@ -49,6 +50,7 @@ class Settings:
     ranks: Path | None = None
     encoder_params: str | None = None
     pivoted: bool = False
+    fast_dense: bool = False
     batch_sizes: tuple[int, ...] = (1,)
     dtypes: tuple[str, ...] = ("float32",)
     threads: tuple[int, ...] = (1,)

@@ -68,6 +68,25 @@ def test_all_combinations_are_measured_and_written(models, tmp_path, capsys):
     assert f"{ratio:.2f}" in shown
 
 
+def test_the_dense_encoder_runs_as_transformers_does_or_as_liteasr_does(
+    models, tmp_path, monkeypatch, capsys
+):
+    ran = []
+
+    def measure_encoders(encoders, *arguments):
+        ran.append({name: type(one.layers[0]).__name__ for name, one in encoders.items()})
+        raise Skipped("enough")
+
+    monkeypatch.setattr(measure, "measure_encoders", measure_encoders)
+    assert main(models) == main([*models, "--fast-dense"]) == 2
+    tiled = "TiledEncoderLayer"
+    assert ran == [{"dense": "WhisperEncoderLayer", "lite": tiled}, {"dense": tiled, "lite": tiled}]
+    monkeypatch.undo()
+    capsys.readouterr()
+    assert run(tmp_path, *models, "--fast-dense", "--repeats", "1")["fast_dense"] is True
+    assert "dense: run as liteasr runs its own" in capsys.readouterr().err
+
+
 def test_transcription_of_files_and_folders(models, tmp_path, capsys):
     folder = tmp_path / "speech"
     folder.mkdir()
