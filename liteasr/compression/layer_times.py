@@ -17,6 +17,7 @@ from torch import nn
 from liteasr.compression.allocate import LinearShape
 from liteasr.modeling import LowRankLinear, PivotedLinear
 from liteasr.modeling.attention import attend
+from liteasr.modeling.linear import run
 from liteasr.speed import Stopwatch
 
 __all__ = ["EncoderTimes", "LayerTimes", "dims_of", "measure_times", "times_in_turn", "widths_of"]
@@ -71,30 +72,37 @@ class EncoderTimes:
         heads: Dimensions of a head, as :func:`dims_of` → nanoseconds of the products of one
             self-attention.
         encoder: The whole of it, dense, in nanoseconds; 0 until it is timed.
+        pieces: What its layers and heads take, one by one.
         tried: Of two compressed encoders, the smaller first: what their layers and heads take by
             the times here, one by one, and what the whole of it takes. Together they take less,
             or more: attention and the MLP run in tiles, for instance.
 
     Example:
-        >>> times = EncoderTimes({}, encoder=100, tried=((40, 50), (60, 80)))
-        >>> times.pieces_within(65), times.pieces_within(80), times.whole_of(60)
-        (50, 60, 80)
+        >>> times = EncoderTimes({}, encoder=100, pieces=100, tried=((40, 50), (60, 80)))
+        >>> times.pieces_within(65), times.pieces_within(90), times.whole_of(60)
+        (50, 80, 80)
     """
 
     layers: Mapping[str, LayerTimes]
     reduced: Mapping[str, LayerTimes] = field(default_factory=dict)
     heads: Mapping[str, int] = field(default_factory=dict)
     encoder: int = 0
+    pieces: int = 0
     tried: Sequence[tuple[int, int]] = ()
 
     def pieces_within(self, whole: float) -> int:
         """What layers and heads may take, one by one, in an encoder that takes ``whole``.
 
         Args:
-            whole: Nanoseconds for one window.
+            whole: Nanoseconds for one window, less than the dense encoder takes.
         """
         pieces, middle, slope = self._line()
-        return round(pieces + (whole - middle) / slope)
+        within = pieces + (whole - middle) / slope
+        larger_pieces, larger = (max(values) for values in zip(*self.tried, strict=True))
+        if whole > larger:
+            share = (whole - larger) / (self.encoder - larger)
+            within = larger_pieces + share * (self.pieces - larger_pieces)
+        return round(min(within, self.pieces))
 
     def whole_of(self, pieces: float) -> int:
         """What an encoder takes whose layers and heads take ``pieces``, one by one.
@@ -124,7 +132,14 @@ class EncoderTimes:
             for kind in ("layers", "reduced")
         )
         tried = tuple((pieces, whole) for pieces, whole in content["tried"])
-        return cls(layers, reduced, dict(content["heads"]), content["encoder"], tried)
+        return cls(
+            layers,
+            reduced,
+            dict(content["heads"]),
+            content["encoder"],
+            content["pieces"],
+            tried,
+        )
 
 
 def dims_of(qk_dim: int, v_dim: int) -> str:
@@ -210,7 +225,7 @@ def _layer_times(
 
 
 def _call(layer: nn.Module, inputs: torch.Tensor) -> Callable[[], object]:
-    return lambda: layer(inputs)
+    return lambda: run(layer, inputs)
 
 
 def times_in_turn(work: Iterable[Callable[[], object]]) -> list[int]:
@@ -222,10 +237,10 @@ def times_in_turn(work: Iterable[Callable[[], object]]) -> list[int]:
     work = list(work)
     seconds: list[list[float]] = [[] for _ in work]
     for index in range(1 + _ROUNDS):
-        for run, measured in zip(work, seconds, strict=True):
+        for one, measured in zip(work, seconds, strict=True):
             watch = Stopwatch()
             with watch.running():
-                run()
+                one()
             if index:
                 measured.append(watch.seconds)
     return [round(1e9 * statistics.median(measured)) for measured in seconds]

@@ -39,6 +39,8 @@ def with_trials(
 ) -> EncoderTimes:
     """Add the times of two compressed encoders, and time the dense one beside them.
 
+    All run as a compressed encoder does: what is gained by that is not counted.
+
     Args:
         times: Of the encoder's layers and heads.
         encoder: Dense; it is not changed. The compressed ones take its device and type.
@@ -48,18 +50,23 @@ def with_trials(
     """
     dense = nn.ModuleDict({"encoder": copy.deepcopy(encoder)})
     unframe_convolution(dense)
-    pieces, encoders = [], [dense["encoder"].eval()]
+    frames, pieces, encoders = encoder_frames(encoder), [], [dense["encoder"].eval()]
     for share in _SHARES:
         plan, cost = _plan_of(share, times, encoder, shapes, attentions)
         holder = nn.ModuleDict({"encoder": copy.deepcopy(encoder)})
         apply_plan(holder, plan)
-        compressed = holder["encoder"]
-        use_fast_inference(compressed, encoder_frames(encoder))
         pieces.append(cost)
-        encoders.append(compressed.eval())
+        encoders.append(holder["encoder"].eval())
+    for one in encoders:
+        use_fast_inference(one, frames)
     inputs = features_BMF.to(next(encoder.parameters()))
     whole, *wholes = times_in_turn([_run(one, inputs) for one in encoders])
-    return replace(times, encoder=whole, tried=tuple(zip(pieces, wholes, strict=True)))
+    config: Any = encoder.config
+    full = int(config.d_model) // int(config.encoder_attention_heads)
+    cost = sum(times.layers[name].dense for name in shapes)
+    cost += len(attentions) * (times.heads[dims_of(full, full)] if attentions else 0)
+    tried = tuple(zip(pieces, wholes, strict=True))
+    return replace(times, encoder=whole, pieces=cost, tried=tried)
 
 
 def _run(encoder: nn.Module, inputs: Tensor) -> Any:
