@@ -131,6 +131,8 @@ class PivotedLinear(LowRankLinear):
 
     interpolation: nn.Parameter | None
     order: Tensor | None
+    _keeps = False
+    _kept: tuple[tuple[Any, ...], tuple[Tensor, ...]] | None = None
 
     def _make_factors(self, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
         inside, outside, rank = self.in_features, self.out_features, self.rank
@@ -215,7 +217,7 @@ class PivotedLinear(LowRankLinear):
         rank, inside, outside = self.rank, self.in_features, self.out_features
         # In multiplications, or what takes as long as so many.
         factors = frames * rank * (inside + outside)
-        product = (frames + rank) * inside * outside
+        product = (frames + (0 if self._can_keep() else rank)) * inside * outside
         if like.device.type == "cpu":
             selected = _SELECTION.get(_product_type(like), _SELECTION_OTHERWISE)
             selected = _SELECTION_ONEDNN if by_onednn(like) else selected
@@ -227,11 +229,61 @@ class PivotedLinear(LowRankLinear):
     def _by(self, way: str) -> Callable[[Tensor], Tensor]:
         if way == "selection":
             return self._select_pivots
-        weight1_IK, weight2_KO = self.weight1, self.weight2
+        factors = self._weights(way)
+        if len(factors) == 1:
+            return lambda x_NI: affine(x_NI, factors[0], self.bias)
+        return lambda x_NI: affine(affine(x_NI, factors[0]), factors[1], self.bias)
+
+    def _weights(self, way: str) -> tuple[Tensor, ...]:
+        """Both factors or their product, as kept from the last call or put together now."""
+        if not self._can_keep():
+            return self._make_weights(way)
+        parts = (self.skeleton, self.interpolation, self.order)
+        now = (way, *((one.data_ptr(), one._version) for one in parts if one is not None))
+        if self._kept is None or self._kept[0] != now:
+            self._kept = (now, self._make_weights(way))
+        return self._kept[1]
+
+    def _make_weights(self, way: str) -> tuple[Tensor, ...]:
         if way == "product":
-            weight_IO = weight1_IK @ weight2_KO
-            return lambda x_NI: affine(x_NI, weight_IO, self.bias)
-        return lambda x_NI: affine(affine(x_NI, weight1_IK), weight2_KO, self.bias)
+            return (self.weight1 @ self.weight2,)
+        return self.weight1, self.weight2
+
+    def _can_keep(self) -> bool:
+        return self._keeps and not (
+            torch.compiler.is_compiling()
+            or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+            # A captured CUDA graph would not see that they have been put together anew.
+            or self.skeleton.device.type != "cpu"
+            or torch.is_autocast_enabled("cpu")
+            or any(one.is_inference() for one in self.parameters())  # these count no changes
+        )
+
+    def keep_weights(self, keep: bool = True) -> None:
+        """Put factors or their product together once, not at each call without gradients.
+
+        Of a layer on a CPU. They are put together anew where an operation has changed a parameter,
+        or the module has been moved; after a change of a parameter's ``data``, call this again. In
+        training nothing is kept. It takes the memory of the factors, or of the dense weight if that
+        is less.
+
+        Args:
+            keep: Whether to.
+        """
+        self._keeps, self._kept = keep, None
+
+    def train(self, mode: bool = True) -> PivotedLinear:
+        """As of any module; what is kept for inference is let go."""
+        self._kept = None
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PivotedLinear:
+        self._kept = None
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": None}
 
     def _select_pivots(self, x_NI: Tensor) -> Tensor:
         assert self.interpolation is not None

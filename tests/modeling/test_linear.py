@@ -1,3 +1,6 @@
+import copy
+import io
+
 import pytest
 import torch
 
@@ -154,3 +157,103 @@ def test_a_gpu_agrees_with_the_cpu(widths, dtype, tolerance):
         expected = layer(x)
         found = layer.to("cuda", dtype)(x.to("cuda", dtype)).float().cpu()
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+def kept(layer):
+    return layer._kept is not None
+
+
+def product_layer():
+    """One that a CPU runs as a product, which is kept."""
+    layer = PivotedLinear(384, 384, 376)
+    layer.eval().keep_weights()
+    return layer
+
+
+def agrees(layer, x):
+    with torch.no_grad():
+        torch.testing.assert_close(
+            layer(x), LowRankLinear.forward(layer, x), rtol=1e-3, atol=1e-3 * layer.rank
+        )
+    return True
+
+
+def test_weights_are_put_together_once(monkeypatch):
+    layer, x, made = product_layer(), torch.randn(2, 9, 384), []
+    weight1 = PivotedLinear.weight1.fget
+    monkeypatch.setattr(
+        PivotedLinear, "weight1", property(lambda self: (made.append(1), weight1(self))[1])
+    )
+    with torch.no_grad():
+        first = layer(x)
+        assert torch.equal(layer(x), first)
+        assert len(made) == 1
+        layer.keep_weights(False)
+        torch.testing.assert_close(layer(x), first, rtol=1e-3, atol=1e-3)
+        assert not kept(layer)
+
+
+def change_in_place(layer):
+    with torch.no_grad():
+        layer.skeleton.mul_(2)
+
+
+def step(layer):
+    layer(torch.ones(1, 384)).sum().backward()
+    torch.optim.AdamW(layer.parameters(), lr=0.1).step()
+
+
+def load(layer):
+    layer.load_state_dict(PivotedLinear(384, 384, 376).state_dict())
+
+
+def reorder(layer):
+    layer.order.copy_(layer.order.flip(0))
+
+
+def move(layer):
+    layer.double().float()
+
+
+def swap_data(layer):
+    layer.interpolation.data.neg_()
+    layer.keep_weights()
+
+
+@pytest.mark.parametrize("change", [change_in_place, step, load, reorder, move, swap_data])
+def test_kept_weights_follow_the_parameters(change):
+    layer, x = product_layer(), torch.randn(9, 384)
+    assert agrees(layer, x)
+    assert kept(layer)
+    change(layer)
+    assert agrees(layer, x)
+    assert kept(layer)
+
+
+def test_nothing_is_kept_in_training_under_autocast_and_of_inference_tensors():
+    layer, x = product_layer(), torch.randn(9, 384)
+    assert agrees(layer, x)
+    layer.train()
+    assert not kept(layer)
+    layer(x)
+    assert not kept(layer)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        layer(x)
+    assert not kept(layer)
+    with torch.inference_mode():
+        other = product_layer()
+        other(x)
+    assert not kept(other)
+
+
+def test_copies_do_not_share_what_is_kept():
+    layer, x = product_layer(), torch.randn(9, 384)
+    assert agrees(layer, x)
+    copied, saved = copy.deepcopy(layer), io.BytesIO()
+    torch.save(layer, saved)
+    saved.seek(0)
+    for other in (copied, torch.load(saved, weights_only=False)):
+        assert not kept(other)
+        change_in_place(other)
+        assert agrees(other, x)
+    assert agrees(layer, x)
