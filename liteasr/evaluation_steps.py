@@ -166,6 +166,8 @@ class EvaluationSteps(L.LightningModule):
         """Log WER; weights go back to where they were."""
         self._finish("val")
         self._whole.close()
+        # A callback may have put other weights in for the validation, and has taken them out again.
+        self.prepare_inference()
         self.validated_step = self.global_step
 
     def on_test_epoch_start(self) -> None:

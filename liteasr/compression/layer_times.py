@@ -97,11 +97,11 @@ class EncoderTimes:
             whole: Nanoseconds for one window, less than the dense encoder takes.
         """
         pieces, middle, slope = self._line()
-        within = pieces + (whole - middle) / slope
-        larger_pieces, larger = (max(values) for values in zip(*self.tried, strict=True))
+        larger = max(time for _, time in self.tried)
+        within = pieces + (min(whole, larger) - middle) / slope
         if whole > larger:
             share = (whole - larger) / (self.encoder - larger)
-            within = larger_pieces + share * (self.pieces - larger_pieces)
+            within += share * (self.pieces - within)
         return round(min(within, self.pieces))
 
     def whole_of(self, pieces: float) -> int:
@@ -160,7 +160,7 @@ def widths_of(shape: LinearShape) -> str:
     return f"{shape.in_features}x{shape.out_features}"
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def measure_times(
     encoder: nn.Module,
     shapes: Mapping[str, LinearShape],
@@ -217,6 +217,10 @@ def _layer_times(
     layers: list[nn.Module] = [nn.Linear(*widths, bias=shape.bias, **place)]
     low_rank_layer = PivotedLinear if shape.pivoted else LowRankLinear
     layers += [low_rank_layer(*widths, rank, **place) for rank in ranks]
+    for layer in layers:
+        layer.eval()
+        if isinstance(layer, PivotedLinear):
+            layer.keep_weights()
     inputs = torch.randn(1, frames, shape.in_features).to(like)
     dense, *low_rank = times_in_turn([_call(layer, inputs) for layer in layers])
     # More rank is never less work; that it seems so is noise.

@@ -395,6 +395,11 @@ class SensitivityMethod(GradientMethod):
                 f"{budget.kind}: {wanted:,.0f} is not below the {whole:,.0f} of the dense encoder"
             )
         allowed = self._allowed(wanted, whole - choices.dense_cost)
+        if allowed >= choices.dense_cost:
+            raise ValueError(
+                f"{budget.kind}: {budget.amount} leaves nothing to compress: by the times measured "
+                "here it takes dense layers alone"
+            )
         try:
             return choices.choice(allocate_budget(choices.items, allowed))
         except ValueError as error:

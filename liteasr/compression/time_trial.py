@@ -29,7 +29,7 @@ _SHARES = 0.5, 0.75
 """Of the time of each layer, of the two encoders that are tried."""
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def with_trials(
     times: EncoderTimes,
     encoder: nn.Module,
@@ -39,7 +39,8 @@ def with_trials(
 ) -> EncoderTimes:
     """Add the times of two compressed encoders, and time the dense one beside them.
 
-    All run as a compressed encoder does: what is gained by that is not counted.
+    All run as a compressed encoder does: what is gained by that is not counted. Not in inference
+    mode, whose tensors keep no weights put together.
 
     Args:
         times: Of the encoder's layers and heads.

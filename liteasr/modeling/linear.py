@@ -6,9 +6,10 @@ narrower of I and O.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -86,6 +87,30 @@ class LowRankLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"
 
 
+class _Kept(NamedTuple):
+    """Weights put together, and what of.
+
+    The parts themselves are kept too: of one that is gone another could have the address.
+    """
+
+    way: str
+    parts: tuple[Tensor, ...]
+    marks: tuple[tuple[int, int], ...]
+    weights: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, way: str, parts: tuple[Tensor, ...], weights: tuple[Tensor, ...]) -> _Kept:
+        return cls(way, parts, cls._marks(parts), weights)
+
+    def is_of(self, way: str, parts: tuple[Tensor, ...]) -> bool:
+        same = len(parts) == len(self.parts) and all(map(operator.is_, parts, self.parts))
+        return same and way == self.way and self._marks(parts) == self.marks
+
+    @staticmethod
+    def _marks(parts: tuple[Tensor, ...]) -> tuple[tuple[int, int], ...]:
+        return tuple((one.data_ptr(), one._version) for one in parts)
+
+
 class PivotedLinear(LowRankLinear):
     """A linear layer of rank K in ``K (I + O - K)`` numbers instead of ``K (I + O)``.
 
@@ -132,7 +157,7 @@ class PivotedLinear(LowRankLinear):
     interpolation: nn.Parameter | None
     order: Tensor | None
     _keeps = False
-    _kept: tuple[tuple[Any, ...], tuple[Tensor, ...]] | None = None
+    _kept: _Kept | None = None
 
     def _make_factors(self, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
         inside, outside, rank = self.in_features, self.out_features, self.rank
@@ -197,6 +222,8 @@ class PivotedLinear(LowRankLinear):
             y_TO = affine(x_TI, self.skeleton, self.bias)
             return y_TO.view(*x_BTI.shape[:-1], self.out_features)
         if torch.is_grad_enabled():
+            if not torch.compiler.is_compiling():
+                self._kept = None
             return super().forward(x_BTI)
         # An exported graph takes any batch: what is done cannot depend on how many clips there are.
         frames = x_BTI.shape[-2] if torch.compiler.is_exporting() else len(x_TI)
@@ -238,11 +265,12 @@ class PivotedLinear(LowRankLinear):
         """Both factors or their product, as kept from the last call or put together now."""
         if not self._can_keep():
             return self._make_weights(way)
-        parts = (self.skeleton, self.interpolation, self.order)
-        now = (way, *((one.data_ptr(), one._version) for one in parts if one is not None))
-        if self._kept is None or self._kept[0] != now:
-            self._kept = (now, self._make_weights(way))
-        return self._kept[1]
+        found = (self.skeleton, self.interpolation, self.order)
+        parts = tuple(one for one in found if one is not None)
+        kept = self._kept
+        if kept is None or not kept.is_of(way, parts):
+            kept = self._kept = _Kept.of(way, parts, self._make_weights(way))
+        return kept.weights
 
     def _make_weights(self, way: str) -> tuple[Tensor, ...]:
         if way == "product":
@@ -251,7 +279,8 @@ class PivotedLinear(LowRankLinear):
 
     def _can_keep(self) -> bool:
         return self._keeps and not (
-            torch.compiler.is_compiling()
+            self.training
+            or torch.compiler.is_compiling()
             or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
             # A captured CUDA graph would not see that they have been put together anew.
             or self.skeleton.device.type != "cpu"
@@ -262,10 +291,11 @@ class PivotedLinear(LowRankLinear):
     def keep_weights(self, keep: bool = True) -> None:
         """Put factors or their product together once, not at each call without gradients.
 
-        Of a layer on a CPU. They are put together anew where an operation has changed a parameter,
-        or the module has been moved; after a change of a parameter's ``data``, call this again. In
-        training nothing is kept. It takes the memory of the factors, or of the dense weight if that
-        is less.
+        Of a layer on a CPU, in evaluation mode, whose parameters were not made in inference mode.
+        They are put together anew where an operation has changed a parameter, after a call with
+        gradients, and where the module has been moved; after a change of a parameter's ``data``
+        (Lightning averages weights so), call this again. It takes the memory of the factors, or of
+        the dense weight if that is less.
 
         Args:
             keep: Whether to.
@@ -283,7 +313,8 @@ class PivotedLinear(LowRankLinear):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": None}
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        return {**state, "_kept": None}
 
     def _select_pivots(self, x_NI: Tensor) -> Tensor:
         assert self.interpolation is not None
@@ -302,26 +333,29 @@ def ready(layer: nn.Module, frames_TI: Tensor) -> Callable[[Tensor], Tensor]:
     """What a linear layer does, for frames (N, I), in the least time.
 
     Args:
-        layer: The layer; one with hooks is left alone.
+        layer: The layer; one with hooks of its own is left alone.
         frames_TI: All frames that there are, (T, I).
     """
-    if layer._forward_hooks or layer._forward_pre_hooks:
+    # Others may have put something in the place of a layer's forward, or of its weight.
+    if layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
         return layer
     if isinstance(layer, PivotedLinear):
         return layer.ready(frames_TI, len(frames_TI))
-    if type(layer) is nn.Linear and by_onednn(frames_TI):
+    if type(layer) is nn.Linear and type(layer.weight) is nn.Parameter and by_onednn(frames_TI):
         return partial(affine, weight_IO=layer.weight.T, bias_O=layer.bias)
     return layer
 
 
 def run(layer: nn.Module, x_BTI: Tensor) -> Tensor:
     """Map (..., I) to (..., O) as :func:`ready` would."""
+    way: Callable[[Tensor], Tensor] = layer
     if type(layer) is nn.Linear and by_onednn(x_BTI):
-        x_TI = x_BTI.reshape(-1, x_BTI.shape[-1])
-        y_TO = ready(layer, x_TI)(x_TI)
-        return y_TO.view(*x_BTI.shape[:-1], y_TO.shape[-1])
-    y_BTO: Tensor = layer(x_BTI)
-    return y_BTO
+        way = ready(layer, x_BTI.flatten(0, -2))
+    if way is layer:
+        y_BTO: Tensor = layer(x_BTI)
+        return y_BTO
+    y_TO = way(x_BTI.flatten(0, -2))
+    return y_TO.view(*x_BTI.shape[:-1], y_TO.shape[-1])
 
 
 def _product_type(like: Tensor) -> torch.dtype:

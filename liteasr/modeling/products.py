@@ -16,10 +16,10 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-__all__ = ["affine", "by_onednn"]
+__all__ = ["affine", "by_onednn", "onednn_is_faster"]
 
 _CLEARLY = 1.3
 """Times as fast that oneDNN has to be: what is chosen must not differ from day to day."""
@@ -43,7 +43,7 @@ def affine(x_NI: Tensor, weight_IO: Tensor, bias_O: Tensor | None = None) -> Ten
         >>> affine(torch.ones(2, 3), torch.ones(3, 1), torch.ones(1)).tolist()
         [[4.0], [4.0]]
     """
-    if by_onednn(x_NI):
+    if by_onednn(x_NI) and weight_IO.dtype == x_NI.dtype:
         return _by_onednn(x_NI, weight_IO, bias_O)
     return x_NI @ weight_IO if bias_O is None else torch.addmm(bias_O, x_NI, weight_IO)
 
@@ -52,22 +52,24 @@ def by_onednn(x: Tensor) -> bool:
     """Whether products with a tensor are oneDNN's: of fp32 on a CPU, where nothing else watches."""
     return (
         x.dtype == torch.float32
+        and type(x) in (Tensor, nn.Parameter)
         and x.device.type == "cpu"
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and bool(torch.backends.mkldnn.enabled)
-        and _onednn_is_faster()
+        and onednn_is_faster()
     )
 
 
 @cache
-def _onednn_is_faster() -> bool:
+def onednn_is_faster() -> bool:
     """Try both libraries with a small product; milliseconds, once a process."""
     if _LINEAR is None:
         return False
-    x_NI, weight_IO = torch.randn(256, 384), torch.randn(384, 384)
+    place: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+    x_NI, weight_IO = torch.ones(256, 384, **place), torch.ones(384, 384, **place)
     seconds = [_fastest(lambda: x_NI @ weight_IO), _fastest(lambda: _by_onednn(x_NI, weight_IO))]
     return seconds[0] > _CLEARLY * seconds[1]
 

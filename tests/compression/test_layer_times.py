@@ -18,6 +18,7 @@ from liteasr.compression import (
 )
 from liteasr.compression.allocate import LinearShape, rank_options
 from liteasr.compression.layer_times import EncoderTimes, LayerTimes, measure_times, widths_of
+from liteasr.modeling import PivotedLinear
 
 
 def test_each_shape_is_timed_once_and_more_rank_never_takes_less():
@@ -132,6 +133,20 @@ def test_two_compressed_encoders_are_timed_beside_the_dense_one(fp64, monkeypatc
         assert dict(collect_ranks(holder)) == plan.ranks
     after = model.model.encoder.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_what_is_timed_keeps_its_weights_as_a_compressed_encoder_does(fp64, monkeypatch):
+    timed, put_together = [], PivotedLinear._make_weights
+
+    def make_weights(self, way):
+        timed.append(self)
+        return put_together(self, way)
+
+    monkeypatch.setattr(PivotedLinear, "_make_weights", make_weights)
+    method = SensitivityMethod(Budget("encoder_time_ratio", 0.7), heads=False, convolution=False)
+    assert calibrated(*fp64, method).state_dict()["times"]["tried"]
+    assert timed
+    assert len(timed) == len(set(timed)), "each layer once, in however many rounds"
 
 
 def time_of(plan, measured, speed):

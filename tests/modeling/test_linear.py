@@ -203,6 +203,16 @@ def step(layer):
     torch.optim.AdamW(layer.parameters(), lr=0.1).step()
 
 
+def fused_step(layer):
+    """Which torch does not count as a change."""
+    layer(torch.ones(1, 384)).sum().backward()
+    torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True).step()
+
+
+def replace(layer):
+    layer.skeleton = torch.nn.Parameter(-layer.skeleton.detach())
+
+
 def load(layer):
     layer.load_state_dict(PivotedLinear(384, 384, 376).state_dict())
 
@@ -212,6 +222,7 @@ def reorder(layer):
 
 
 def move(layer):
+    layer.interpolation.data.neg_()
     layer.double().float()
 
 
@@ -220,7 +231,9 @@ def swap_data(layer):
     layer.keep_weights()
 
 
-@pytest.mark.parametrize("change", [change_in_place, step, load, reorder, move, swap_data])
+@pytest.mark.parametrize(
+    "change", [change_in_place, step, fused_step, replace, load, reorder, move, swap_data]
+)
 def test_kept_weights_follow_the_parameters(change):
     layer, x = product_layer(), torch.randn(9, 384)
     assert agrees(layer, x)
@@ -235,8 +248,10 @@ def test_nothing_is_kept_in_training_under_autocast_and_of_inference_tensors():
     assert agrees(layer, x)
     layer.train()
     assert not kept(layer)
-    layer(x)
+    with torch.no_grad():
+        layer(x)
     assert not kept(layer)
+    layer.eval()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         layer(x)
     assert not kept(layer)
@@ -244,6 +259,25 @@ def test_nothing_is_kept_in_training_under_autocast_and_of_inference_tensors():
         other = product_layer()
         other(x)
     assert not kept(other)
+
+
+def test_parameters_that_come_and_go_are_told_apart():
+    """The next ones may lie where the last ones were."""
+    layer, x = product_layer(), torch.randn(9, 384)
+
+    def times(factor):
+        parts = {name: factor * one for name, one in layer.named_parameters()}
+        return torch.func.functional_call(layer, parts, x)
+
+    with torch.no_grad():
+        one, two = times(1.0), times(2.0)
+    assert float(two.norm()) > 1.5 * float(one.norm())
+
+
+def test_a_layer_compiled_in_place_can_be_copied():
+    layer = product_layer()
+    layer.compile(backend="eager")
+    assert "_compiled_call_impl" not in layer.__getstate__()
 
 
 def test_copies_do_not_share_what_is_kept():

@@ -27,12 +27,12 @@ needs_onednn = pytest.mark.skipif(
 @pytest.fixture
 def onednn(monkeypatch):
     """As on a processor on which it is the faster one."""
-    monkeypatch.setattr(products, "_onednn_is_faster", lambda: True)
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
 
 
 @pytest.fixture
 def mkl(monkeypatch):
-    monkeypatch.setattr(products, "_onednn_is_faster", lambda: False)
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: False)
 
 
 LAYOUTS = {
@@ -80,11 +80,11 @@ def test_only_fp32_without_gradients_is_given_to_onednn():
 def test_the_library_is_tried_once(monkeypatch):
     tried = []
     monkeypatch.setattr(products, "_fastest", lambda run: tried.append(run()) or 1.0)
-    products._onednn_is_faster.cache_clear()
+    products.onednn_is_faster.cache_clear()
     try:
-        assert not any(products._onednn_is_faster() for _ in range(3))
+        assert not any(products.onednn_is_faster() for _ in range(3))
     finally:
-        products._onednn_is_faster.cache_clear()
+        products.onednn_is_faster.cache_clear()
     assert len(tried) in (0, 2)
 
 
@@ -96,13 +96,36 @@ def test_torch_counts_its_products():
     assert counter.get_total_flops() == 2 * 7 * 40 * 24
 
 
+@needs_onednn
+@pytest.mark.usefixtures("onednn")
+def test_types_are_not_mixed():
+    with torch.no_grad(), pytest.raises(RuntimeError, match="same dtype"):
+        affine(torch.randn(7, 40), torch.randn(40, 24, dtype=torch.float64))
+
+
+class Own(torch.Tensor):
+    """As libraries of quantization have."""
+
+
+@needs_onednn
+@pytest.mark.usefixtures("onednn")
+def test_what_others_have_put_in_a_layer_is_run():
+    replaced, quantized, x = nn.Linear(4, 3), nn.Linear(4, 3), torch.randn(1, 2, 4)
+    replaced.forward = lambda x: x.sum()
+    quantized.weight = nn.Parameter(quantized.weight.detach().as_subclass(Own))
+    with torch.no_grad():
+        assert run(replaced, x).shape == ()
+        assert type(run(quantized, x)) is Own
+        assert not by_onednn(x.as_subclass(Own))
+
+
 @pytest.mark.usefixtures("onednn")
 def test_a_layer_with_hooks_is_run_by_itself():
     layer, heard = nn.Linear(4, 3), []
-    layer.register_forward_hook(lambda *_: heard.append(1))
+    layer.register_forward_hook(lambda _, inputs, output: heard.append((*inputs, output)))
     with torch.no_grad():
         assert run(layer, torch.randn(1, 2, 4)).shape == (1, 2, 3)
-    assert heard == [1]
+    assert [one.shape for one in heard[0]] == [(1, 2, 4), (1, 2, 3)]
 
 
 def mixed_encoder():
