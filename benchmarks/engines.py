@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,16 @@ from liteasr.config import SourceConfig, SourceKind
 from liteasr.data import LogMel, load_audio, load_source
 from liteasr.data.utterances import audio_source
 from liteasr.metrics import CorpusWER
+from liteasr.modeling import use_fast_inference
 
 Samples = np.ndarray
 Recognise = Callable[[Samples], str]
 
 
 def by_liteasr(module: WhisperModule, log_mel: LogMel) -> Recognise:
+    # As liteasr.transcribe does, of a dense model too.
+    use_fast_inference(module.encoder)
+
     def recognise(samples: Samples) -> str:
         features, _ = log_mel.windows([samples])
         (text,) = module.decode({"input_features": features.to(module.dtype), "segments": [1]})
@@ -138,8 +143,10 @@ def main() -> None:
     parser.add_argument("--compute-types", nargs="+", default=["float32", "int8"])
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        found, module = engines(arguments, Path(folder))
+    # Not in inference mode while they are loaded: nothing is kept of weights that are made in it.
+    with ExitStack() as stack:
+        found, module = engines(arguments, Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        stack.enter_context(torch.inference_mode())
         extractor = module.processor.feature_extractor
         clips = speech(arguments, extractor.sampling_rate, extractor.chunk_length)
         if not clips:

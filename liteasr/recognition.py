@@ -20,6 +20,7 @@ from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from liteasr.config import ConfigError, LongForm
 from liteasr.data import AudioStream, LogMel, cut_pieces
+from liteasr.modeling import use_fast_inference
 from liteasr.module import WhisperModule
 from liteasr.transcripts import Segment, Transcript, tidy_segments
 
@@ -92,6 +93,8 @@ class Transcriber:
         self.long_form = long_form
         self.batch_size = batch_size
         self._module = module.eval()
+        if module.device.type == "cpu":
+            use_fast_inference(module.encoder, module.model.config.max_source_positions)
         self._log_mel = LogMel(module.processor.feature_extractor)
 
     def __call__(

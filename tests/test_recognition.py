@@ -12,9 +12,12 @@ from published import published_model, write_published_folder
 from speech_files import RATE, noise
 from tiny import tiny_config
 from transformers import WhisperProcessor
+from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 
 from liteasr.config import ConfigError, LongForm
 from liteasr.data import load_audio
+from liteasr.modeling import use_plain_inference
+from liteasr.modeling.tiles import TiledEncoderLayer
 from liteasr.recognition import predicts_timestamps
 from liteasr.transcribe import load_transcriber, transcribe
 
@@ -104,6 +107,17 @@ def test_progress_only_rises_and_ends_at_the_duration(transcriber, tmp_path):
     assert len(told) > 3
     assert done == sorted(done)
     assert told[-1] == (13.0, 13.0)
+
+
+def test_a_dense_checkpoint_runs_as_fast_as_a_compressed_one(without_timestamps, tmp_path):
+    transcriber = load_transcriber(without_timestamps, device="cpu")
+    layers = transcriber._module.encoder.layers
+    assert {type(one) for one in layers} == {TiledEncoderLayer}
+    file = write(tmp_path / "noise.wav", noise(2.5))
+    fast = transcriber(file).text
+    use_plain_inference(transcriber._module.encoder)
+    assert {type(one) for one in layers} == {WhisperEncoderLayer}
+    assert transcriber(file).text == fast
 
 
 def test_the_way_follows_the_checkpoint(with_timestamps, without_timestamps, real_model):
