@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -89,8 +90,19 @@ class RunFolder:
         return WandbLogger(
             name=os.environ.get("WANDB_NAME", self.recipe.run.name),
             project=os.environ.get("WANDB_PROJECT", "liteasr"),
+            id=self._wandb_id(),
+            resume="allow",
             save_dir=self.path,
         )
+
+    def _wandb_id(self) -> str | None:
+        """The one that the run has had, so that going on goes on there too."""
+        file = self.path / "wandb_id"
+        if "WANDB_RUN_ID" in os.environ or not is_first_process():
+            return os.environ.get("WANDB_RUN_ID")
+        if not file.exists():
+            write_text(file, uuid.uuid4().hex)
+        return file.read_text(encoding="utf-8")
 
     def log(self, stage: str, result: Stage) -> None:
         """Log the WER of a stage."""
