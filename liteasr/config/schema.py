@@ -272,7 +272,7 @@ class BudgetConfig:
     """Goal: arithmetic of the encoder as a share of the dense one, above 0 and below 1."""
     encoder_time_ratio: float | None = None
     """Goal: time of the encoder for one window, as measured on the machine and in the type of the
-    run, as a share of the dense one; above 0 and below 1."""
+    run, as a share of that of the dense one run the same way; above 0 and below 1."""
     max_error: float | None = None
     """Goal: predicted relative error of the encoder's output, above 0 and below 1."""
     granularity: int = 8
