@@ -2,7 +2,7 @@
 
     python benchmarks/attention.py [--model M] [--speech D] [--clips 16] [--ranks 64 128 192]
                                    [--dims 16 32 48] [--batch-size 1] [--rounds 7]
-                                   [--dtype float32] [--threads N]
+                                   [--dtype float32] [--threads N] [--flex]
 
 Prints for each layer the relative error of the attention's output on clips that were not calibrated
 on, parameters, and time over that of the dense layer (median and range of the rounds, all kinds of
@@ -14,7 +14,8 @@ a layer in turn in one process), and at the end the means over the layers, of
 - ``fused R``: the same factors, the first three always in one product,
 - ``pivoted R``: the same factors with pivots, likewise,
 - ``per_head E``: heads of E dimensions for q, k and v,
-- ``scores E``: the same for q and k alone, with dense values.
+- ``scores E``: the same for q and k alone, with dense values,
+- ``flex E``: the same as ``scores E`` by torch's FlexAttention, compiled, with ``--flex``.
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from calibration import datamodule
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import flex_attention
 
 from liteasr import WhisperModule
 from liteasr.compression import (
@@ -50,6 +52,7 @@ from liteasr.modeling import (
     use_fast_inference,
     use_rank_space,
 )
+from liteasr.modeling.attention import split_heads
 
 PADDING_WEIGHT = 0.05
 Moments = tuple[Tensor, Tensor]
@@ -103,8 +106,23 @@ def per_head(dense: Any, moments: Moments, dim: int, v_dim: int) -> nn.Module:
     return reduced.eval()
 
 
+class ByFlexAttention(ReducedAttention):
+    """Reduced heads by FlexAttention, which takes values of another width than queries and keys."""
+
+    attend: ClassVar[Any] = staticmethod(torch.compile(flex_attention, dynamic=False))
+
+    def forward(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, None]:
+        """Frames to frames, (B, T, D)."""
+        q_k_v = (
+            split_heads(layer(hidden_states), self.num_heads)
+            for layer in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        mixed: Tensor = self.attend(*q_k_v, scale=self.scaling)
+        return self.out_proj(mixed.transpose(1, 2).flatten(2)), None
+
+
 def kinds_of(
-    dense: Any, moments: Moments, ranks: Sequence[int], dims: Sequence[int]
+    dense: Any, moments: Moments, ranks: Sequence[int], dims: Sequence[int], *, flex: bool
 ) -> dict[str, nn.Module]:
     """All that is compared."""
     kinds: dict[str, nn.Module] = {"dense": dense}
@@ -117,6 +135,9 @@ def kinds_of(
     for dim in dims:
         kinds[f"per_head {dim}"] = per_head(dense, moments, dim, dim)
         kinds[f"scores {dim}"] = per_head(dense, moments, dim, dense.head_dim)
+        if flex:
+            kinds[f"flex {dim}"] = copy.deepcopy(kinds[f"scores {dim}"])
+            kinds[f"flex {dim}"].__class__ = ByFlexAttention
     return kinds
 
 
@@ -168,7 +189,7 @@ def measure(
     """One layer; the first half of the clips is calibrated on."""
     half = len(inputs) // 2
     moments = moments_of(inputs[:half], frames[:half])
-    layers = kinds_of(dense, moments, arguments.ranks, arguments.dims)
+    layers = kinds_of(dense, moments, arguments.ranks, arguments.dims, flex=arguments.flex)
     errors = {
         name: relative_error(layer, dense, inputs[half:], frames[half:])
         for name, layer in layers.items()
@@ -198,6 +219,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=16)
     parser.add_argument("--ranks", type=int, nargs="+", default=[64, 128, 192])
     parser.add_argument("--dims", type=int, nargs="+", default=[16, 32, 48])
+    parser.add_argument("--flex", action="store_true", help="FlexAttention too, compiled")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--batch-size", type=int, default=1)
