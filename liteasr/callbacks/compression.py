@@ -268,6 +268,8 @@ class CompressionCallback(L.Callback):
         self, trainer: L.Trainer, pl_module: WhisperModule, clips: int
     ) -> CompressionPlan:
         """Allocate, then factorize and swap block by block; process 0 decides for all."""
+        if trainer.is_global_zero:
+            console.print("choosing ranks")
         plan = self._agreed_plan(trainer)
         check_attention(plan)
         plan.calibration = {"clips": clips, "fingerprint": _fingerprint(trainer)}
@@ -301,6 +303,8 @@ class CompressionCallback(L.Callback):
             The final factors, which are not installed.
         """
         installed: dict[str, LowRankFactors] = {}
+        if trainer.is_global_zero:
+            console.print(f"compressing {len(plan.ranks)} layers")
         self.method.before_blocks()
         with progress("compressing", len(blocks), "blocks", enabled=trainer.is_global_zero) as bar:
             for index, (prefix, block, names) in enumerate(blocks):
