@@ -146,7 +146,7 @@ def _check_graphs(settings: Settings, ids: Mapping[str, str]) -> None:
         if wrong := [key for key, is_right in ways.items() if not is_right]:
             raise ConfigError(
                 f"{', '.join(wrong)}: {option} {ids[name]} holds ONNX graphs, which run on the "
-                "CPU, beside float32, eager, with one number of threads"
+                "CPU in one way alone: float32, eager, with one number of threads"
             )
 
 
