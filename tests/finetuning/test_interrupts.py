@@ -95,15 +95,19 @@ def test_told_to_end_within_a_validation_it_ends_after_it(tmp_path, monkeypatch,
     assert kept(folder) == {"step": 6, "val_wer_before": 60.0, "val_wer": 40.0}
 
 
+def killed_in_step(step, training, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt(patch, step, kill)
+        with pytest.raises(Killed):
+            training.run("broken")
+
+
 def test_an_average_goes_on_where_it_was(tmp_path, monkeypatch, wers):
     training = Training(tmp_path, {"ema_decay": 0.9}, validates=True)
     wers(60, 50, 40, 30, 20)
     whole, _ = training.run("whole")
     wers(60, 50, 40)
-    with monkeypatch.context() as patch:
-        interrupt(patch, 7, kill)
-        with pytest.raises(Killed):
-            training.run("broken")
+    killed_in_step(7, training, monkeypatch)
     wers(30, 20)
     broken, _ = training.run("broken", "run.resume=true")
     assert kept(whole) == kept(broken)
@@ -115,10 +119,7 @@ def test_an_interrupted_run_keeps_its_best_weights(tmp_path, monkeypatch, wers):
     wers(60, 50, 40, 45, 46)
     whole, _ = training.run("whole")
     wers(60, 50, 40)
-    with monkeypatch.context() as patch:
-        interrupt(patch, 7, kill)
-        with pytest.raises(Killed):
-            training.run("broken")
+    killed_in_step(7, training, monkeypatch)
     assert checkpoint(tmp_path / "broken")["global_step"] == 6
     wers(45, 46)
     broken, _ = training.run("broken", "run.resume=true")
