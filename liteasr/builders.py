@@ -34,6 +34,7 @@ from liteasr.config import (
     Weights,
     parse_budget,
     parse_thresholds,
+    reads_transcripts,
 )
 from liteasr.data import SpeechDataModule
 from liteasr.module import WhisperModule
@@ -104,6 +105,7 @@ def build_datamodule(recipe: Recipe, module: WhisperModule) -> SpeechDataModule:
         seed=recipe.run.seed,
         long_form=recipe.decoding.long_form.value,
         max_labels=module.model.config.max_target_positions,
+        train_transcripts=reads_transcripts(recipe.finetune),
     )
 
 

@@ -13,7 +13,14 @@ from liteasr.builders import build_datamodule, build_module, build_trainer
 from liteasr.cli import recipe_parser, run_main
 from liteasr.compare_report import best_entries, comparison_markdown, comparison_table
 from liteasr.comparison import Comparison, check_entries, smallest_accepted, smallest_size
-from liteasr.config import ConfigError, Recipe, check_comparison, load_recipe, to_yaml
+from liteasr.config import (
+    ConfigError,
+    Recipe,
+    check_comparison,
+    load_recipe,
+    reads_transcripts,
+    to_yaml,
+)
 from liteasr.console import console
 from liteasr.data import SpeechDataModule
 from liteasr.environment import environment
@@ -179,7 +186,13 @@ def dry_run(recipe: Recipe) -> None:
     load_config(source.id, source.revision)
     processor = load_processor(source.processor or source.id, revision=source.revision)
     _check_parts(recipe, run)
-    SpeechDataModule(recipe.data, processor, normalizer=str, seed=recipe.run.seed).check()
+    SpeechDataModule(
+        recipe.data,
+        processor,
+        normalizer=str,
+        seed=recipe.run.seed,
+        train_transcripts=reads_transcripts(recipe.finetune),
+    ).check()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,7 +20,15 @@ from liteasr.builders import (
 )
 from liteasr.cli import recipe_parser, run_main
 from liteasr.compression import AllocationError, CompressionPlan
-from liteasr.config import ConfigError, Recipe, Weights, check_goal, load_recipe, to_yaml
+from liteasr.config import (
+    ConfigError,
+    Recipe,
+    Weights,
+    check_goal,
+    load_recipe,
+    reads_transcripts,
+    to_yaml,
+)
 from liteasr.console import console
 from liteasr.data import SpeechDataModule
 from liteasr.environment import environment
@@ -185,7 +193,13 @@ def dry_run(recipe: Recipe) -> None:
     load_config(source.id, source.revision)
     processor = load_processor(source.processor or source.id, revision=source.revision)
     _check_parts(recipe, RunFolder(recipe))
-    SpeechDataModule(recipe.data, processor, normalizer=str, seed=recipe.run.seed).check()
+    SpeechDataModule(
+        recipe.data,
+        processor,
+        normalizer=str,
+        seed=recipe.run.seed,
+        train_transcripts=reads_transcripts(recipe.finetune),
+    ).check()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,6 +7,7 @@ Example:
 """
 
 from liteasr.config.budget import Budget, parse_budget, parse_size
+from liteasr.config.check import reads_transcripts
 from liteasr.config.check_compare import check_comparison
 from liteasr.config.check_compression import METHOD_NAMES, check_goal, parse_thresholds
 from liteasr.config.compose import parse_overrides
@@ -84,5 +85,6 @@ __all__ = [
     "parse_overrides",
     "parse_size",
     "parse_thresholds",
+    "reads_transcripts",
     "to_yaml",
 ]

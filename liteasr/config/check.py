@@ -18,6 +18,7 @@ from liteasr.config.schema import (
     EVALUATION_ROLES,
     FSDP,
     ROLES,
+    FinetuneConfig,
     Recipe,
     SourceConfig,
     SourceKind,
@@ -25,7 +26,7 @@ from liteasr.config.schema import (
     Weights,
 )
 
-__all__ = ["PRECISIONS", "RANGES", "STRATEGIES", "Range", "check"]
+__all__ = ["PRECISIONS", "RANGES", "STRATEGIES", "Range", "check", "reads_transcripts"]
 
 PRECISIONS = (
     *("64-true", "64", "32-true", "32", "16-true", "16-mixed", "16"),
@@ -269,6 +270,17 @@ def _stages(recipe: Recipe) -> Iterator[str]:
             "compression.method, finetune.max_steps: nothing to do: "
             "neither compression nor training is asked for"
         )
+
+
+def reads_transcripts(train: FinetuneConfig) -> bool:
+    """Whether a loss of the training stage looks at transcripts.
+
+    Example:
+        >>> reads_transcripts(FinetuneConfig(cross_entropy_weight=0, encoder_distillation_weight=1))
+        False
+    """
+    weights = (train.cross_entropy_weight, train.logit_distillation_weight, train.ctc_weight)
+    return any(weight > 0 for weight in weights)
 
 
 def _training(recipe: Recipe) -> Iterator[str]:

@@ -185,7 +185,8 @@ class SourceConfig:
     """One named set of utterances."""
 
     kind: SourceKind = MISSING
-    """``hub`` data set, ``folder`` in audiofolder layout, JSONL ``manifest``, built-in ``demo``."""
+    """``hub`` data set, ``folder`` in audiofolder layout (or, where no transcripts are read, of any
+    audio), JSONL ``manifest``, built-in ``demo``."""
     path: str = ""
     """Hub id (or a local copy of its Parquet files), folder, or manifest file; not for ``demo``."""
     subset: str | None = None
@@ -197,7 +198,8 @@ class SourceConfig:
     streaming: bool = False
     """Read a hub data set over the network without storing it."""
     text: list[str] = field(default_factory=lambda: list(TRANSCRIPT_COLUMNS))
-    """Columns that may hold the transcript; the first one present is used."""
+    """Columns that may hold the transcript; the first one present is used. Calibration reads none,
+    nor does training by ``encoder_distillation_weight`` alone: there may be none then."""
     skip: int = 0
     """Utterances passed over at the start, at least 0."""
     limit: int | None = None

@@ -7,7 +7,15 @@ from collections.abc import Callable, Mapping
 import lightning as L
 from transformers import WhisperProcessor
 
-from liteasr.config import ROLES, ConfigError, DataConfig, LongForm, SourceConfig, TrainText
+from liteasr.config import (
+    EVALUATION_ROLES,
+    ROLES,
+    ConfigError,
+    DataConfig,
+    LongForm,
+    SourceConfig,
+    TrainText,
+)
 from liteasr.data.calibration import CalibrationClips, CalibrationCollate, Draw, draw_clips
 from liteasr.data.evaluation import EvaluationCollate, stream_loader, table_loader
 from liteasr.data.examples import ExampleOptions
@@ -46,6 +54,8 @@ class SpeechDataModule(L.LightningDataModule):
         seed: Seed of the draw of calibration clips and of the order of training.
         long_form: ``timestamps`` gives an utterance over 30 s whole, ``windows`` cuts it.
         max_labels: Tokens that the decoder has positions for.
+        train_transcripts: Training reads transcripts; else its sets need none, like those of
+            calibration.
 
     Attributes:
         tallies: What could not be read or was left out, by role.
@@ -62,6 +72,7 @@ class SpeechDataModule(L.LightningDataModule):
         seed: int = 0,
         long_form: str = "timestamps",
         max_labels: int = 448,
+        train_transcripts: bool = True,
     ) -> None:
         super().__init__()
         # A set may have fewer utterances than there are processes.
@@ -74,6 +85,7 @@ class SpeechDataModule(L.LightningDataModule):
         self.seed = seed
         self.long_form = LongForm(long_form)
         self.max_labels = max_labels
+        self.train_transcripts = train_transcripts
         self.log_mel = LogMel(processor.feature_extractor)
         self.tallies = {role: Tally(role, data.max_bad_fraction) for role in ROLES}
         self._sets: dict[str, dict[str, SpeechSet]] = {}
@@ -156,13 +168,16 @@ class SpeechDataModule(L.LightningDataModule):
         for role in missing:
             sources: Mapping[str, SourceConfig] = getattr(self.data, role)
             try:
-                self._sets[role] = load_sets(sources, role)
+                self._sets[role] = load_sets(sources, role, transcripts=self._reads_text(role))
             except ConfigError as error:
                 errors += error.errors
         if errors:
             raise ConfigError(errors)
         if missing:
             check_disjoint(self._sets)
+
+    def _reads_text(self, role: str) -> bool:
+        return role in EVALUATION_ROLES or (role == "train" and self.train_transcripts)
 
     def _require(self, role: str) -> dict[str, SpeechSet]:
         self._load((role,))

@@ -20,14 +20,16 @@ __all__ = ["hub_identity", "is_mirror", "load_hub"]
 _RENAMED = {"audio_length_s": "duration", "speaker_id": "speaker"}
 
 
-def load_hub(source: SourceConfig, key: str) -> datasets.Dataset | datasets.IterableDataset:
+def load_hub(
+    source: SourceConfig, key: str, *, transcripts: bool = True
+) -> datasets.Dataset | datasets.IterableDataset:
     """A split of a hub data set, or of a local folder with the Parquet files of one.
 
     A local folder holds ``<subset>/<split>-*.parquet``, ``<subset>/<split>/*.parquet`` or,
     without a subset, ``data/<split>-*.parquet`` or ``<split>-*.parquet``.
 
     ``id`` is ``hub://<path>/<subset>/<split>/<row>``. Rows of a stream have no numbers; theirs ends
-    in the row's own name and a digest of the audio.
+    in the row's own name and a digest of the audio. Without ``transcripts`` they may be missing.
 
     Raises:
         ConfigError: If it cannot be opened, has no audio or no transcript, or no rows are left.
@@ -39,7 +41,7 @@ def load_hub(source: SourceConfig, key: str) -> datasets.Dataset | datasets.Iter
             f"{key}.path: {source.path} has no column audio; "
             f"its columns are {', '.join(columns) or 'unknown'}"
         )
-    text = transcript_column(columns, source, key, source.path)
+    text = transcript_column(columns, source, key, source.path, required=transcripts)
     rows = rows.cast_column("audio", datasets.Audio(decode=False))
     if isinstance(rows, datasets.IterableDataset):
         return _stream(rows, text, source)
@@ -101,22 +103,28 @@ def _parquet_files(folder: Path, source: SourceConfig, key: str) -> list[str]:
     )
 
 
-def _table(rows: datasets.Dataset, text: str, source: SourceConfig, key: str) -> datasets.Dataset:
+def _table(
+    rows: datasets.Dataset, text: str | None, source: SourceConfig, key: str
+) -> datasets.Dataset:
     chosen = pick(len(rows), source, key)
     rows = rows.select(chosen)
     renamed = {old: new for old, new in _RENAMED.items() if new not in rows.column_names}
     renamed = {old: new for old, new in renamed.items() if old in rows.column_names}
     rows = rows.rename_columns(renamed)
     optional = [name for name in ("duration", "speaker") if name in rows.column_names]
-    rows = rows.select_columns(["audio", text, *(name for name in optional if name != text)])
-    if text != "text":
+    rows = rows.select_columns(
+        ["audio", *([text] if text else []), *(name for name in optional if name != text)]
+    )
+    if text is None:
+        rows = rows.add_column("text", [""] * len(rows))
+    elif text != "text":
         rows = rows.rename_column(text, "text")
     prefix = hub_identity(source)
     return rows.add_column("id", [f"{prefix}/{number}" for number in chosen])
 
 
 def _stream(
-    rows: datasets.IterableDataset, text: str, source: SourceConfig
+    rows: datasets.IterableDataset, text: str | None, source: SourceConfig
 ) -> datasets.IterableDataset:
     used = [name for name in ("audio", text, "id") if name in rows.column_names]
     rows = rows.select_columns(list(dict.fromkeys(used)))
@@ -131,7 +139,7 @@ def _stream(
     )
 
 
-def _stream_row(row: dict[str, Any], text: str, prefix: str) -> dict[str, Any]:
+def _stream_row(row: dict[str, Any], text: str | None, prefix: str) -> dict[str, Any]:
     audio: AudioFile = row["audio"] or AudioFile(path=None, bytes=None)
     content = audio["bytes"]
     digest = hashlib.sha256(content if content is not None else str(audio["path"]).encode())
@@ -140,5 +148,5 @@ def _stream_row(row: dict[str, Any], text: str, prefix: str) -> dict[str, Any]:
     return {
         "id": f"{prefix}/{name}#{digest.hexdigest()[:12]}",
         "audio": {"path": audio["path"], "bytes": content},
-        "text": row[text] or "",
+        "text": "" if text is None else row[text] or "",
     }

@@ -48,7 +48,9 @@ OPTIONAL_FEATURES: dict[str, Any] = {
 }
 
 
-def transcript_column(columns: Sequence[str], source: SourceConfig, key: str, place: str) -> str:
+def transcript_column(
+    columns: Sequence[str], source: SourceConfig, key: str, place: str, *, required: bool = True
+) -> str | None:
     """The first of the source's transcript columns that is there.
 
     Args:
@@ -56,9 +58,10 @@ def transcript_column(columns: Sequence[str], source: SourceConfig, key: str, pl
         source: Names those that may hold the transcript.
         key: Dotted key of the source, for the error.
         place: What has the columns, for the error.
+        required: It must be there; else ``None`` says that it is not.
 
     Raises:
-        ConfigError: If there is none of them.
+        ConfigError: If there is none of them, and one is required.
 
     Example:
         >>> source = SourceConfig(text=["text", "sentence"])
@@ -68,6 +71,8 @@ def transcript_column(columns: Sequence[str], source: SourceConfig, key: str, pl
     for name in source.text:
         if name in columns:
             return name
+    if not required:
+        return None
     raise ConfigError(
         f"{key}.text: {place} has no transcript column {' or '.join(source.text)}; "
         f"its columns are {', '.join(columns) or 'none'}"

@@ -55,8 +55,10 @@ Roles = Mapping[str, Mapping[str, SpeechSet]]
 """Sets by role and name."""
 
 
-def load_sets(sources: Mapping[str, SourceConfig], role: str) -> dict[str, SpeechSet]:
-    """Load all sets of a role.
+def load_sets(
+    sources: Mapping[str, SourceConfig], role: str, *, transcripts: bool = True
+) -> dict[str, SpeechSet]:
+    """Load all sets of a role; without ``transcripts`` they need not have any.
 
     Raises:
         ConfigError: With what is wrong in any of them.
@@ -64,7 +66,7 @@ def load_sets(sources: Mapping[str, SourceConfig], role: str) -> dict[str, Speec
     sets, errors = {}, []
     for name, source in sources.items():
         try:
-            rows = load_source(source, f"data.{role}.{name}")
+            rows = load_source(source, f"data.{role}.{name}", transcripts=transcripts)
         except ConfigError as error:
             errors += error.errors
         else:

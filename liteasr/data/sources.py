@@ -2,7 +2,8 @@
 
 Rows have the columns ``id`` (what tells one file from another in the check that no file has two
 roles), ``audio`` (``path`` and ``bytes``, undecoded), ``text``, and where known ``duration`` (s)
-and ``speaker``.
+and ``speaker``. Where nobody reads transcripts (calibration, distillation of the encoder), ``text``
+is empty for speech that has none.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from liteasr.data.labels import Segment
 from liteasr.data.rows import build_rows, pick, transcript_column
 
 __all__ = [
+    "AUDIO_SUFFIXES",
     "METADATA_FILES",
     "Rows",
     "folders_with_metadata",
@@ -39,6 +41,12 @@ Rows: TypeAlias = datasets.Dataset | datasets.IterableDataset
 METADATA_FILES = ("metadata.jsonl", "metadata.csv")
 """Names of the file that lists a folder's audio."""
 
+AUDIO_SUFFIXES = (
+    *(".aif", ".aiff", ".au", ".caf", ".flac", ".mp3"),
+    *(".oga", ".ogg", ".opus", ".w64", ".wav"),
+)
+"""How names of audio files end, in lower case, in a folder that has no such list."""
+
 _MANIFEST_COLUMNS = ("audio_filepath", "audio", "file_name")
 _SHOWN = 3
 _DEMO = Path(__file__).resolve().parents[1] / "demo" / "speech"
@@ -51,23 +59,25 @@ class _Entry(NamedTuple):
     values: Mapping[str, Any]
 
 
-def load_source(source: SourceConfig, key: str) -> Rows:
+def load_source(source: SourceConfig, key: str, *, transcripts: bool = True) -> Rows:
     """The rows of a source, ``skip`` and ``limit`` applied; a stream if it asks for that.
 
     Args:
         source: The source.
         key: Its dotted key (``data.test.librispeech``), for errors.
+        transcripts: Every row must have one; else rows without have an empty ``text``.
 
     Raises:
         ConfigError: Naming key, file and line of what is wrong.
     """
-    return _LOADERS[source.kind](source, key)
+    return _LOADERS[source.kind](source, key, transcripts=transcripts)
 
 
-def load_folder(source: SourceConfig, key: str) -> datasets.Dataset:
+def load_folder(source: SourceConfig, key: str, *, transcripts: bool = True) -> datasets.Dataset:
     """A folder in Hugging Face ``audiofolder`` layout.
 
-    ``metadata.jsonl`` or ``metadata.csv`` names the files in ``file_name``.
+    ``metadata.jsonl`` or ``metadata.csv`` names the files in ``file_name``. Without ``transcripts``
+    a folder that has neither gives all audio in it and in its sub-folders, in the order of names.
 
     Raises:
         ConfigError: If the folder, its metadata, a transcript or a file is not there.
@@ -78,14 +88,18 @@ def load_folder(source: SourceConfig, key: str) -> datasets.Dataset:
         raise ConfigError(f"{key}.path: {source.path} {state}")
     metadata = next((folder / n for n in METADATA_FILES if (folder / n).is_file()), None)
     if metadata is None:
-        raise ConfigError(f"{key}.path: {source.path} {_no_metadata(folder)}")
+        files = [] if transcripts or folders_with_metadata(folder) else _audio_files(folder)
+        if not files:
+            missing = "" if transcripts else f" and no audio ({', '.join(AUDIO_SUFFIXES)})"
+            raise ConfigError(f"{key}.path: {source.path} {_no_metadata(folder, missing)}")
+        return build_rows([_file_row(files[index]) for index in pick(len(files), source, key)])
     entries = (
         _read_jsonl(metadata, key) if metadata.suffix == ".jsonl" else _read_csv(metadata, key)
     )
-    return _local_rows(entries, metadata, ("file_name",), source, key)
+    return _local_rows(entries, metadata, ("file_name",), source, key, transcripts)
 
 
-def load_manifest(source: SourceConfig, key: str) -> datasets.Dataset:
+def load_manifest(source: SourceConfig, key: str, *, transcripts: bool = True) -> datasets.Dataset:
     """A JSONL manifest: ``audio_filepath`` (or ``audio``, ``file_name``) and a transcript a line.
 
     Paths are relative to the manifest.
@@ -98,10 +112,10 @@ def load_manifest(source: SourceConfig, key: str) -> datasets.Dataset:
         state = "is no file" if manifest.exists() else "does not exist"
         raise ConfigError(f"{key}.path: {source.path} {state}")
     entries = _read_jsonl(manifest, key)
-    return _local_rows(entries, manifest, _MANIFEST_COLUMNS, source, key)
+    return _local_rows(entries, manifest, _MANIFEST_COLUMNS, source, key, transcripts)
 
 
-def load_demo(source: SourceConfig, key: str) -> datasets.Dataset:
+def load_demo(source: SourceConfig, key: str, *, transcripts: bool = True) -> datasets.Dataset:
     """A split of the speech that comes with the package: ``calibration`` or ``evaluation``.
 
     Raises:
@@ -117,10 +131,11 @@ def load_demo(source: SourceConfig, key: str) -> datasets.Dataset:
             f"{key}.split: the built-in demo data has no {source.split!r}, "
             f"only {' and '.join(DEMO_SPLITS)}"
         )
-    return load_folder(replace(source, path=str(_DEMO / source.split)), key)
+    folder = replace(source, path=str(_DEMO / source.split))
+    return load_folder(folder, key, transcripts=transcripts)
 
 
-_LOADERS: dict[SourceKind, Callable[[SourceConfig, str], Rows]] = {
+_LOADERS: dict[SourceKind, Callable[..., Rows]] = {
     SourceKind.hub: load_hub,
     SourceKind.folder: load_folder,
     SourceKind.manifest: load_manifest,
@@ -139,12 +154,12 @@ def folders_with_metadata(folder: Path, depth: int = 2) -> list[Path]:
     return found
 
 
-def _no_metadata(folder: Path) -> str:
+def _no_metadata(folder: Path, missing: str) -> str:
     if not any(folder.iterdir()):
         return "is empty"
     found = folders_with_metadata(folder)
     hint = f"; there is some in {', '.join(map(str, found))}" if found else ""
-    return f"has no {' or '.join(METADATA_FILES)}{hint}"
+    return f"has no {' or '.join(METADATA_FILES)}{hint or missing}"
 
 
 def _raise_some(messages: list[str]) -> None:
@@ -194,25 +209,54 @@ def _local_rows(
     file_columns: tuple[str, ...],
     source: SourceConfig,
     key: str,
+    transcripts: bool,
 ) -> datasets.Dataset:
     if not entries:
         raise ConfigError(f"{key}.path: {listing} lists no audio")
     columns = list(dict.fromkeys(name for entry in entries for name in entry.values))
-    text_column = transcript_column(columns, source, key, str(listing))
+    text_column = transcript_column(columns, source, key, str(listing), required=transcripts)
     rows, errors = [], []
     for entry in (entries[index] for index in pick(len(entries), source, key)):
         try:
-            rows.append(_local_row(entry.values, listing.parent, file_columns, text_column))
+            row = _local_row(entry.values, listing.parent, file_columns)
+            rows.append(row | {"text": _text(entry.values, text_column, transcripts)})
         except ValueError as error:
             errors.append(f"{key}.path: {listing}, line {entry.line}: {error}")
     _raise_some(errors)
     return build_rows(rows)
 
 
+def _audio_files(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file()
+    )
+
+
+def _file_row(file: Path) -> dict[str, Any]:
+    path = os.path.realpath(file)
+    return {"id": path, "audio": {"path": path, "bytes": None}, "text": ""}
+
+
+def _text(values: Mapping[str, Any], column: str | None, required: bool) -> str:
+    """Transcript of a row.
+
+    Raises:
+        ValueError: If it has none and must.
+    """
+    text = None if column is None else values.get(column)
+    if isinstance(text, str):
+        return text
+    if required:
+        raise ValueError(f"has no transcript ({column})")
+    return ""
+
+
 def _local_row(
-    values: Mapping[str, Any], folder: Path, file_columns: tuple[str, ...], text_column: str
+    values: Mapping[str, Any], folder: Path, file_columns: tuple[str, ...]
 ) -> dict[str, Any]:
-    """One row of a local set.
+    """One row of a local set but for its transcript.
 
     Raises:
         ValueError: If it cannot be used, without saying where it is.
@@ -220,19 +264,12 @@ def _local_row(
     name = next((values[column] for column in file_columns if values.get(column)), None)
     if not isinstance(name, str):
         raise ValueError(f"names no audio file ({' or '.join(file_columns)})")
-    text = values.get(text_column)
-    if not isinstance(text, str):
-        raise ValueError(f"has no transcript ({text_column})")
     if values.get("offset"):
         raise ValueError("offset: parts of files are not supported; cut the file")
-    path = os.path.realpath(folder / name)
-    if not os.path.isfile(path):
+    if not (folder / name).is_file():
         raise ValueError(f"there is no file {folder / name}")
     speaker = values.get("speaker")
-    return {
-        "id": path,
-        "audio": {"path": path, "bytes": None},
-        "text": text,
+    return _file_row(folder / name) | {
         "duration": _seconds(values.get("duration")),
         "speaker": None if speaker is None else str(speaker),
         "segments": _segments(values.get("segments")),

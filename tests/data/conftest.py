@@ -86,7 +86,15 @@ def make_datamodule(short_processor):
     def make(processor=None, **config):
         options = {
             name: config.pop(name)
-            for name in ("language", "task", "seed", "long_form", "normalizer", "max_labels")
+            for name in (
+                "language",
+                "task",
+                "seed",
+                "long_form",
+                "normalizer",
+                "max_labels",
+                "train_transcripts",
+            )
             if name in config
         }
         data = DataConfig(**{"num_workers": 0, **config})

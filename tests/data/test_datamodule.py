@@ -92,7 +92,9 @@ def test_setup_loads_what_a_stage_needs_and_once(make_datamodule, make_folder, m
     from liteasr.data import sets
 
     load = sets.load_source
-    monkeypatch.setattr(sets, "load_source", lambda s, key: loaded.append(key) or load(s, key))
+    monkeypatch.setattr(
+        sets, "load_source", lambda s, key, **o: loaded.append(key) or load(s, key, **o)
+    )
     roles = {
         role: {"x": source(make_folder(role, [0.05]))}
         for role in ("calibration", "train", "val", "test")

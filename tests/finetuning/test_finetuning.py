@@ -266,3 +266,23 @@ def test_refuses_what_makes_no_sense(tmp_path, changes, message):
     file.write_text(json.dumps(training.recipe))
     with pytest.raises(ConfigError, match=message):
         load_recipe(file)
+
+
+def test_an_encoder_learns_from_speech_without_transcripts(tmp_path):
+    losses = {"cross_entropy_weight": 0.0, "encoder_distillation_weight": 1.0}
+    training = Training(tmp_path, {**losses, "trainable": "encoder"}, pivoted=True, chance=False)
+    training.recipe["finetune"]["teacher"] = str(training.dense)
+    (tmp_path / "speech" / "metadata.jsonl").unlink()
+    folder, code = training.run("run")
+    assert code == 0
+    curve = [float(row["train/loss"]) for row in rows(folder) if row["train/loss"]]
+    assert curve[-1] < curve[0]
+
+
+def test_a_decoder_does_not(tmp_path, capsys):
+    training = Training(tmp_path)
+    (tmp_path / "speech" / "metadata.jsonl").unlink()
+    folder, code = training.run("run")
+    assert code == 2
+    assert "data.train.a.path" in capsys.readouterr().err
+    assert not folder.exists()
