@@ -10,34 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from liteasr.compression.allocate import (
-    Budget,
-    LinearShape,
-    allocate_budget,
-    allocate_error,
-)
-from liteasr.compression.choices import Choice, Choices, Costs, timed_dims
+from liteasr.compression.allocate import Budget, LinearShape, allocate_error
+from liteasr.compression.choices import Choice, Choices
 from liteasr.compression.factorize import LowRankFactors
 from liteasr.compression.gradients import GradientMethod
-from liteasr.compression.heads import (
-    PROJECTIONS,
-    AttentionView,
-    LayerView,
-    padded,
-)
-from liteasr.compression.layer_times import EncoderTimes, measure_times
+from liteasr.compression.heads import PROJECTIONS, AttentionView, LayerView, padded
+from liteasr.compression.layer_times import EncoderTimes
 from liteasr.compression.metric import MetricPCA, pca_in_metric, projected_factors
 from liteasr.compression.plan import AttentionPlan, CompressionPlan, LayerPlan
+from liteasr.compression.spending import Spending
 from liteasr.compression.surgery import (
     CONVOLUTION_LINEAR,
     ENCODER_LINEARS,
-    encoder_flops,
     encoder_frames,
-    encoder_parameters,
     find_linears,
     frame_convolution,
 )
-from liteasr.compression.time_trial import with_trials
 from liteasr.compression.trial import output_error
 from liteasr.compression.windows import pack_windows
 
@@ -140,8 +128,7 @@ class SensitivityMethod(GradientMethod):
         They are saved with the statistics: a resumed run must come to the same ranks.
         """
         super().reduce(reduce_sum)
-        if self.budget.kind == "encoder_time_ratio":
-            self._measured()
+        self._measure()
 
     def state_dict(self) -> dict[str, Any]:
         """Statistics, and times where they were measured."""
@@ -164,7 +151,8 @@ class SensitivityMethod(GradientMethod):
         if self.budget.kind == "encoder_time_ratio":
             options["times"] = "pivoted" if self.pivoted else "two factors"
             options["times_of_encoders"] = "run alike"
-            options["times_of_heads"] = self._head_widths() if self._reducible() else []
+            spending = self._spending()
+            options["times_of_heads"] = spending.dims if spending.attentions else []
         return options
 
     @property
@@ -212,28 +200,6 @@ class SensitivityMethod(GradientMethod):
             )
         return self._attentions[name]
 
-    def _reducible(self) -> list[str]:
-        """Full names of the self-attentions whose heads may be reduced."""
-        if not (self.heads and self.pivoted and self._head_widths()):
-            return []
-        encoder: Any = self.encoder
-        width = int(encoder.config.d_model)
-        dense = {
-            name
-            for name, one in self.linears.items()
-            if (one.in_features, one.out_features) == (width, width)
-        }
-        parents = dict.fromkeys(name.rpartition(".")[0] for name in self.linears)
-        return [one for one in parents if all(f"{one}.{last}" in dense for last in PROJECTIONS)]
-
-    def _head_widths(self) -> list[int]:
-        """Dimensions that heads may be reduced to: eighths of a head, the smallest left out."""
-        encoder: Any = self.encoder
-        config = encoder.config
-        full = int(config.d_model) // int(config.encoder_attention_heads)
-        step = max(self.budget.granularity, full // 8)
-        return list(range(2 * step, full, step))
-
     def allocate(self) -> CompressionPlan:
         """Choose all ranks and dimensions of heads together.
 
@@ -241,6 +207,7 @@ class SensitivityMethod(GradientMethod):
             ValueError: If the budget cannot be met, or leaves nothing to compress.
         """
         self._use(Choice())
+        self._measure()
         if self.budget.kind == "max_error":
             choice, predicted = self._choose_error(self.budget.amount)
         else:
@@ -331,92 +298,27 @@ class SensitivityMethod(GradientMethod):
 
     def _choices(self) -> Choices:
         """What the budget can be spent on."""
-        assert self.encoder is not None
-        by_time = self.budget.kind == "encoder_time_ratio"
-        costs = Costs(
-            self.budget.kind,
-            encoder_frames(self.encoder),
-            self._measured() if by_time else None,
+        return self._spending().choices(
+            lambda name: self.metric_pca(name).eigenvalues_R, self._attention, self.used_damping
         )
-        return Choices(
-            {name: self.shape(name) for name in self.linears},
-            lambda name: self.metric_pca(name).eigenvalues_R,
-            self._reducible(),
-            self._attention,
-            self._head_widths(),
-            costs,
-            granularity=self.budget.granularity,
-            damping=self.used_damping,
-        )
-
-    def _whole(self) -> tuple[float, str]:
-        """What the dense encoder costs, and in what unit."""
-        assert self.encoder is not None
-        kind = self.budget.kind
-        if kind == "encoder_flops_ratio":
-            return encoder_flops(self.encoder) / encoder_frames(self.encoder), "FLOPs a frame"
-        if kind == "encoder_time_ratio":
-            return self._measured().encoder, "ns a window"
-        return encoder_parameters(self.encoder), "parameters"
-
-    def _measured(self) -> EncoderTimes:
-        """Times of the encoder, its layers and two compressed ones, measured once."""
-        if self._times is None:
-            encoder: Any = self.encoder
-            config, granularity = encoder.config, self.budget.granularity
-            count, width = int(config.encoder_attention_heads), int(config.d_model)
-            attentions = self._reducible()
-            dims = self._head_widths() if attentions else []
-            shapes = {name: self.shape(name) for name in self.linears}
-            features_BMF = torch.randn(1, int(config.num_mel_bins), 2 * encoder_frames(encoder))
-            reduced = [
-                LinearShape(*widths, bias=True, pivoted=True)
-                for dim in dims
-                for widths in ((width, count * dim), (count * dim, width))
-            ]
-            times = measure_times(
-                encoder,
-                shapes,
-                lambda shape: shape.ranks(granularity),
-                encoder_frames(encoder),
-                reduced,
-                timed_dims(dims, width // count) if dims else [],
-            )
-            self._times = with_trials(times, encoder, shapes, attentions, features_BMF)
-        return self._times
 
     def _choose_size(self) -> Choice:
-        budget = self.budget
-        choices = self._choices()
-        whole, unit = self._whole()
-        wanted = budget.amount if budget.kind == "encoder_params" else budget.amount * whole
-        if wanted >= whole:
-            raise ValueError(
-                f"{budget.kind}: {wanted:,.0f} is not below the {whole:,.0f} of the dense encoder"
-            )
-        allowed = self._allowed(wanted, whole - choices.dense_cost)
-        if allowed >= choices.dense_cost:
-            raise ValueError(
-                f"{budget.kind}: {budget.amount} leaves nothing to compress: by the times measured "
-                "here it takes dense layers alone"
-            )
-        try:
-            return choices.choice(allocate_budget(choices.items, allowed))
-        except ValueError as error:
-            least = sum(min(o.cost for o in opts) for opts in choices.items.values())
-            whole = least + wanted - allowed
-            if budget.kind == "encoder_time_ratio":
-                whole = self._measured().whole_of(least)
-            raise ValueError(
-                f"{budget.kind}: {wanted:,.0f} {unit} cannot be reached; with ranks of "
-                f"{budget.granularity} the encoder still has {whole:,.0f}"
-            ) from error
+        return self._spending().choose(self._choices())
 
-    def _allowed(self, wanted: float, fixed: float) -> float:
-        """What the layers may cost together if the encoder is to cost ``wanted``."""
+    def _measure(self) -> None:
+        """Measure times, once, if the budget is one."""
         if self.budget.kind == "encoder_time_ratio":
-            return self._measured().pieces_within(wanted)
-        return wanted - fixed
+            self._times = self._spending().measure()
+
+    def _spending(self) -> Spending:
+        assert self.encoder is not None
+        return Spending(
+            self.budget,
+            self.encoder,
+            {name: self.shape(name) for name in self.linears},
+            heads=self.heads and self.pivoted,
+            times=self._times,
+        )
 
     def layer_plan(self, name: str, rank: int | None) -> LayerPlan:
         """The record of a decision; its kept energy is that of the layer's plain variance."""

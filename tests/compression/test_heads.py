@@ -23,7 +23,7 @@ from liteasr.compression import (
     expand_heads,
     find_linears,
     pivot,
-    sensitivity,
+    spending,
     unframe_convolution,
     unpivot_layers,
 )
@@ -266,7 +266,7 @@ def test_a_budget_of_parameters_counts_the_bias_that_dense_keys_gain(fp64, monke
         }
         return dense | narrow
 
-    monkeypatch.setattr(sensitivity, "allocate_budget", choose)
+    monkeypatch.setattr(spending, "allocate_budget", choose)
     method = calibrated(*fp64, SensitivityMethod(Budget("encoder_ratio", 0.9, 4)))
     choice = method._choose_size()
     plan = method.allocate()

@@ -13,7 +13,7 @@ from liteasr.compression import (
     Budget,
     SensitivityMethod,
     collect_ranks,
-    sensitivity,
+    spending,
     time_trial,
 )
 from liteasr.compression.allocate import LinearShape, rank_options
@@ -102,9 +102,9 @@ def fake_times(monkeypatch, speed, *, trials=False):
     def tried(times, *_):
         return replace(times, tried=((0, 1000), (1000, 2000)))
 
-    monkeypatch.setattr(sensitivity, "measure_times", measure)
+    monkeypatch.setattr(spending, "measure_times", measure)
     if not trials:
-        monkeypatch.setattr(sensitivity, "with_trials", tried)
+        monkeypatch.setattr(spending, "with_trials", tried)
     return measured
 
 
