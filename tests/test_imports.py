@@ -13,6 +13,11 @@ _ABOVE_LOSSES = {
     *("liteasr.compression", "liteasr.builders"),
 }
 
+_ABOVE_RANKS = {
+    *("liteasr.module", "liteasr.data", "liteasr.config", "liteasr.callbacks", "liteasr.modeling"),
+    *("liteasr.compression.surgery", "liteasr.compression.methods", "liteasr.compression.plan"),
+}
+
 # Part of the package → what it must not import, directly. "liteasr" is all of the rest of it.
 FORBIDDEN = {
     "config": {"torch", "lightning", "transformers", "datasets", "liteasr"},
@@ -46,7 +51,10 @@ FORBIDDEN = {
     "compression/statistics.py": {"torch.nn", "lightning", "transformers", "liteasr"},
     "compression/attention_factors.py": {"torch.nn", "lightning", "transformers", "liteasr"},
     "compression/factorize.py": {"torch.nn", "lightning", "transformers", "liteasr"},
-    "compression/allocate.py": {"torch.nn", "lightning", "transformers", "liteasr"},
+    "compression/shapes.py": {"torch", "lightning", "transformers", "liteasr"},
+    "compression/thresholds.py": {"torch.nn", "lightning", "transformers", *_ABOVE_RANKS},
+    "compression/allocate.py": {"torch.nn", "lightning", "transformers", *_ABOVE_RANKS},
+    "compression/spending.py": {"lightning", "liteasr.data", "liteasr.callbacks", "liteasr.config"},
     "compression/plan.py": {"torch", "lightning", "transformers", "liteasr"},
     "compression/spectra.py": {"torch.nn", "lightning", "transformers", "liteasr"},
     "compression/surgery.py": {"lightning", "liteasr.data", "liteasr.callbacks", "liteasr.config"},

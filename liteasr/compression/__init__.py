@@ -1,15 +1,6 @@
 """What is computed: statistics → spectra → ranks → plan → surgery."""
 
-from liteasr.compression.allocate import (
-    Budget,
-    LinearShape,
-    Option,
-    ThresholdRule,
-    allocate_budget,
-    allocate_error,
-    kept_energy,
-    rank_for_energy,
-)
+from liteasr.compression.allocate import Budget, Option, allocate_budget, allocate_error
 from liteasr.compression.attention_factors import (
     AttentionFactors,
     AttentionWeights,
@@ -41,6 +32,7 @@ from liteasr.compression.methods import (
     find_method,
 )
 from liteasr.compression.plan import AttentionPlan, CompressionPlan, LayerPlan
+from liteasr.compression.shapes import LinearShape
 from liteasr.compression.spectra import Spectra, SpectrumCurve
 from liteasr.compression.statistics import MomentStatistics
 from liteasr.compression.surgery import (
@@ -58,6 +50,7 @@ from liteasr.compression.surgery import (
     unframe_convolution,
     unpivot_layers,
 )
+from liteasr.compression.thresholds import ThresholdRule, kept_energy, rank_for_energy
 
 __all__ = [
     "ENCODER_LINEARS",

@@ -1,7 +1,6 @@
-"""From spectra to ranks.
+"""From what every rank costs and leaves out to the ranks of all layers for one budget.
 
-A spectrum is the list of variances of a layer's output along its principal components, in
-descending order. Nothing here knows of modules or configurations.
+Nothing here knows of modules or configurations.
 """
 
 from __future__ import annotations
@@ -11,146 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from liteasr.compression.shapes import LinearShape
 
 __all__ = [
     "Budget",
-    "LinearShape",
     "Option",
-    "ThresholdRule",
     "allocate_budget",
     "allocate_error",
     "combine",
-    "kept_energy",
-    "rank_for_energy",
     "rank_options",
     "undominated",
 ]
-
-
-@dataclass(frozen=True)
-class LinearShape:
-    """Widths of a linear layer, whether it has a bias, and whether its low ranks are pivoted."""
-
-    in_features: int
-    out_features: int
-    bias: bool = True
-    pivoted: bool = False
-
-    def dense_params(self) -> int:
-        """Parameters of the dense layer."""
-        return self.in_features * self.out_features + self.out_features * self.bias
-
-    def low_rank_params(self, rank: int) -> int:
-        """Parameters of a low-rank layer in its place, which always has a bias.
-
-        >>> LinearShape(384, 384, bias=False).low_rank_params(16)
-        12672
-        >>> LinearShape(384, 384, bias=False, pivoted=True).low_rank_params(16)
-        12416
-        """
-        return self._factors(rank) + self.out_features
-
-    def _factors(self, rank: int) -> int:
-        return rank * (self.in_features + self.out_features - rank * self.pivoted)
-
-    @property
-    def full_rank(self) -> int:
-        """The largest rank there is."""
-        return min(self.in_features, self.out_features)
-
-    def params(self, rank: int | None) -> int:
-        """Parameters at a rank; ``rank=None`` is the dense layer."""
-        return self.dense_params() if rank is None else self.low_rank_params(rank)
-
-    def flops(self, rank: int | None) -> int:
-        """Multiplications and additions for one vector; ``rank=None`` is the dense layer."""
-        if rank is None:
-            return 2 * self.in_features * self.out_features
-        return 2 * self._factors(rank)
-
-    def saves(self, rank: int) -> bool:
-        """Whether a low-rank layer of this rank has fewer parameters than the dense one."""
-        return self.low_rank_params(rank) < self.dense_params()
-
-    def ranks(self, granularity: int) -> list[int]:
-        """Multiples of the granularity that save parameters, ascending.
-
-        >>> LinearShape(4, 4, bias=False).ranks(granularity=1)
-        [1]
-        """
-        return [
-            rank for rank in range(granularity, self.full_rank, granularity) if self.saves(rank)
-        ]
-
-
-def kept_energy(spectrum: Tensor, rank: int) -> float:
-    """Share of the variance in the first ``rank`` components, in 0…1; 1 for a constant output.
-
-    >>> kept_energy(torch.tensor([3.0, 1.0]), rank=1)
-    0.75
-    """
-    total = float(spectrum.sum())
-    return float(spectrum[:rank].sum()) / total if total > 0 else 1.0
-
-
-def rank_for_energy(spectrum: Tensor, threshold: float, multiple: int = 16) -> int | None:
-    """The first multiple whose kept energy exceeds the threshold (published ``compress.py``).
-
-    Args:
-        spectrum: Variances, descending, (R,).
-        threshold: Energy to exceed, in 0…1.
-        multiple: Ranks tried are its multiples below R.
-
-    Returns:
-        The rank, or ``None`` where no multiple passes.
-
-    >>> rank_for_energy(torch.tensor([8.0, 1.0, 0.5, 0.4, 0.1]), threshold=0.85, multiple=2)
-    2
-    """
-    energy = torch.cumsum(spectrum.double(), dim=0)
-    if not float(energy[-1]) > 0:
-        return None
-    candidates = range(multiple, len(spectrum), multiple)
-    return next((rank for rank in candidates if energy[rank - 1] / energy[-1] > threshold), None)
-
-
-@dataclass(frozen=True)
-class ThresholdRule:
-    """The published rank rule (arXiv 2502.20583, section 3.1 and ``compress.py``).
-
-    A layer gets the first multiple of ``multiple`` whose kept energy exceeds the threshold. It
-    stays dense where none does, where that rank is above the cap, or where it would not save
-    parameters.
-
-    Attributes:
-        attention: Threshold of q, k, v and out projections.
-        mlp: Threshold of fc1 and fc2.
-        multiple: Ranks are multiples of this.
-        max_rank_attention: Cap for attention layers, as a share of the encoder's width.
-        max_rank_mlp: Cap for MLP layers, as a share of the encoder's width.
-    """
-
-    attention: float = 0.99
-    mlp: float = 0.999
-    multiple: int = 16
-    max_rank_attention: float = 0.5
-    max_rank_mlp: float = 0.8
-
-    def rank(self, spectrum: Tensor, shape: LinearShape, *, mlp: bool) -> int | None:
-        """Rank of one layer, or ``None`` for dense.
-
-        Args:
-            spectrum: Variances of its output, descending.
-            shape: Its widths.
-            mlp: Whether it belongs to the MLP.
-        """
-        threshold = self.mlp if mlp else self.attention
-        width = min(shape.in_features, shape.out_features)
-        cap = (self.max_rank_mlp if mlp else self.max_rank_attention) * width
-        rank = rank_for_energy(spectrum, threshold, self.multiple)
-        return rank if rank is not None and rank <= cap and shape.saves(rank) else None
 
 
 BUDGET_KINDS = (
@@ -224,6 +96,7 @@ def rank_options(
         cost: Of a rank, or of the dense layer for ``None``; parameters if absent.
 
     Example:
+        >>> import torch
         >>> [(o.cost, o.damage) for o in rank_options(
         ...     torch.tensor([4.0, 2.0, 1.0, 0.0]), LinearShape(4, 4, bias=False), granularity=1)]
         [(16, 0.0), (12, 3.0)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from liteasr.compression.allocate import LinearShape, Option, combine, rank_options
+from liteasr.compression.allocate import Option, combine, rank_options
 from liteasr.compression.heads import (
     PROJECTIONS,
     AttentionView,
@@ -17,6 +17,7 @@ from liteasr.compression.heads import (
     head_options,
 )
 from liteasr.compression.layer_times import EncoderTimes, dims_of, widths_of
+from liteasr.compression.shapes import LinearShape
 
 __all__ = ["Choice", "Choices", "Costs", "timed_dims"]
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers.models.whisper.modeling_whisper import WhisperAttention
 
-from liteasr.compression.allocate import LinearShape
 from liteasr.compression.factorize import LowRankFactors
 from liteasr.compression.heads import PROJECTIONS, padded
+from liteasr.compression.shapes import LinearShape
 from liteasr.compression.surgery import install_factors
 from liteasr.modeling import LowRankLinear, ReducedAttention
 

@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from liteasr.compression.allocate import LinearShape, Option, combine, rank_options, undominated
+from liteasr.compression.allocate import Option, combine, rank_options, undominated
 from liteasr.compression.attention_factors import HeadModes, block_diagonal, modes_in_metric
 from liteasr.compression.factorize import LowRankFactors
 from liteasr.compression.metric import damped, spectrum_in_metric
+from liteasr.compression.shapes import LinearShape
 
 __all__ = [
     "PROJECTIONS",

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from liteasr.compression.allocate import LinearShape
+from liteasr.compression.shapes import LinearShape
 from liteasr.modeling import LowRankLinear, PivotedLinear
 from liteasr.modeling.attention import attend
 from liteasr.modeling.linear import run

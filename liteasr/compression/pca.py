@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from liteasr.compression.allocate import Budget, LinearShape, ThresholdRule, kept_energy
+from liteasr.compression.allocate import Budget
 from liteasr.compression.factorize import (
     LowRankFactors,
     OutputPCA,
@@ -20,8 +20,10 @@ from liteasr.compression.factorize import (
 from liteasr.compression.hooks import HookOwner
 from liteasr.compression.method import CalibrationBatch, CompressionMethod
 from liteasr.compression.plan import CompressionPlan, LayerPlan
+from liteasr.compression.shapes import LinearShape
 from liteasr.compression.statistics import MomentStatistics
 from liteasr.compression.surgery import encoder_parameters
+from liteasr.compression.thresholds import ThresholdRule, kept_energy
 
 __all__ = ["PCAMethod"]
 

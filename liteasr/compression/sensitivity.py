@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from liteasr.compression.allocate import Budget, LinearShape, allocate_error
+from liteasr.compression.allocate import Budget, allocate_error
 from liteasr.compression.choices import Choice, Choices
 from liteasr.compression.factorize import LowRankFactors
 from liteasr.compression.gradients import GradientMethod
@@ -18,6 +18,7 @@ from liteasr.compression.heads import PROJECTIONS, AttentionView, LayerView, pad
 from liteasr.compression.layer_times import EncoderTimes
 from liteasr.compression.metric import MetricPCA, pca_in_metric, projected_factors
 from liteasr.compression.plan import AttentionPlan, CompressionPlan, LayerPlan
+from liteasr.compression.shapes import LinearShape
 from liteasr.compression.spending import Spending
 from liteasr.compression.surgery import (
     CONVOLUTION_LINEAR,

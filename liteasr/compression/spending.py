@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from liteasr.compression.allocate import Budget, LinearShape, allocate_budget
+from liteasr.compression.allocate import Budget, allocate_budget
 from liteasr.compression.choices import Choice, Choices, Costs, timed_dims
 from liteasr.compression.heads import PROJECTIONS, AttentionView
 from liteasr.compression.layer_times import EncoderTimes, measure_times
+from liteasr.compression.shapes import LinearShape
 from liteasr.compression.surgery import encoder_flops, encoder_frames, encoder_parameters
 from liteasr.compression.time_trial import with_trials
 

@@ -9,10 +9,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from liteasr.compression.allocate import LinearShape
 from liteasr.compression.attention_factors import AttentionFactors, AttentionWeights
 from liteasr.compression.factorize import LowRankFactors, PivotedFactors, pivot
 from liteasr.compression.plan import CONVOLUTION, AttentionPlan, CompressionPlan
+from liteasr.compression.shapes import LinearShape
 from liteasr.modeling import (
     LINEAR_NAMES,
     FramedConvolution,

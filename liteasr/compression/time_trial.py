@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from liteasr.compression.allocate import LinearShape
 from liteasr.compression.heads import PROJECTIONS
 from liteasr.compression.layer_times import (
     EncoderTimes,
@@ -20,6 +19,7 @@ from liteasr.compression.layer_times import (
     widths_of,
 )
 from liteasr.compression.plan import AttentionPlan, CompressionPlan, LayerPlan
+from liteasr.compression.shapes import LinearShape
 from liteasr.compression.surgery import apply_plan, encoder_frames, unframe_convolution
 from liteasr.modeling import use_fast_inference
 

@@ -16,8 +16,9 @@ from liteasr.compression import (
     spending,
     time_trial,
 )
-from liteasr.compression.allocate import LinearShape, rank_options
+from liteasr.compression.allocate import rank_options
 from liteasr.compression.layer_times import EncoderTimes, LayerTimes, measure_times, widths_of
+from liteasr.compression.shapes import LinearShape
 from liteasr.modeling import PivotedLinear
 
 
