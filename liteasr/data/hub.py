@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -132,11 +132,23 @@ def _stream(
         rows = rows.skip(source.skip)
     if source.limit is not None:
         rows = rows.take(source.limit)
-    return rows.map(
+    features = datasets.Features(FEATURES)
+    rows = rows.map(
         partial(_stream_row, text=text, prefix=hub_identity(source)),
         remove_columns=rows.column_names,
-        features=datasets.Features(FEATURES),
+        features=features,
     )
+    if not source.skip and source.limit is None:
+        return rows
+    # Whoever shares out the files of a stream shares out the rows to skip and to take with them,
+    # and they are others then. So it looks like a single file.
+    return datasets.IterableDataset.from_generator(
+        _rows_of, features=features, gen_kwargs={"rows": rows}
+    )
+
+
+def _rows_of(rows: datasets.IterableDataset) -> Iterator[dict[str, Any]]:
+    yield from rows
 
 
 def _stream_row(row: dict[str, Any], text: str | None, prefix: str) -> dict[str, Any]:

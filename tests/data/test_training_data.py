@@ -426,6 +426,25 @@ def test_stream_goes_on_without_an_end(
     assert set.union(*seen) == whole
 
 
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (2, 0), (2, 2), (3, 0)])
+@pytest.mark.parametrize(("skip", "limit"), [(5, None), (0, 7), (3, 6)])
+def test_part_of_a_stream_of_several_files(
+    make_datamodule, make_mirror, short_processor, world_size, workers, skip, limit
+):
+    """Files are shared out between processes and workers; what is left out is of the whole."""
+    contents = [audio_bytes(0.1, seed=n) for n in range(12)]
+    rows = [(content, f"word {n}") for n, content in enumerate(contents)]
+    mirror = make_mirror({f"train-{n}-of-4.parquet": rows[3 * n : 3 * n + 3] for n in range(4)})
+    part = source(mirror, "hub", split="train", streaming=True, skip=skip, limit=limit)
+    seen = set()
+    for rank in range(world_size):
+        datamodule = make_datamodule(train={"a": part}, train_batch_size=1, num_workers=workers)
+        datamodule.set_sharding(rank, world_size)
+        loader = datamodule.train_dataloader()
+        seen |= set(texts_of(itertools.islice(loader, 40), short_processor))
+    assert seen == {f"word {n}" for n in range(12)[skip:][:limit]}
+
+
 @pytest.mark.parametrize(("world_size", "workers"), [(2, 0), (4, 0), (2, 2)])
 def test_a_pass_of_a_stream_gives_each_clip_to_one_process(
     make_datamodule, stream, short_processor, world_size, workers
