@@ -12,6 +12,8 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
@@ -229,7 +231,7 @@ def build_trainer(
             check_val_every_n_epoch=None if recipe.data.val else 1,
             use_distributed_sampler=False,
             callbacks=[*bars, *callbacks],
-            plugins=[AtomicCheckpointIO()],
+            plugins=[AtomicCheckpointIO(), *_slurm()],
             logger=run.loggers if run is not None else False,
             enable_checkpointing=checkpointing,
             enable_progress_bar=has_bar,
@@ -238,5 +240,20 @@ def build_trainer(
             inference_mode=config.strategy != FSDP,
             default_root_dir=None if run is None else run.path,
         )
-    except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
+    except (
+        *(ValueError, TypeError, RuntimeError, ImportError),
+        MisconfigurationException,
+    ) as error:
         raise ConfigError(f"trainer: {error}") from error
+
+
+def _slurm() -> list[SLURMEnvironment]:
+    """SLURM as Lightning finds it, but without its requeueing.
+
+    That saves in the middle of a step, and what it saves during an evaluation is loaded by the next
+    one. The job script puts the job back (``recipes/cluster/slurm.sbatch``).
+    """
+    # torchrun may have been started by SLURM, and comes first.
+    if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
+        return []
+    return [SLURMEnvironment(auto_requeue=False)]

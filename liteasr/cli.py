@@ -90,6 +90,7 @@ def _quiet() -> None:
         "exists and is not empty",
         "does not have many workers",
         "in eval mode",
+        "overrides the configure_model callback",
     ):
         warnings.filterwarnings("ignore", message=f".*{message}.*")
 

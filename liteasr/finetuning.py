@@ -12,7 +12,8 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from liteasr.builders import build_module, build_trainer
 from liteasr.callbacks import (
@@ -187,8 +188,14 @@ def _callbacks(recipe: Recipe, run: RunFolder, best: ModelCheckpoint | None) -> 
         StopOnNonFiniteLoss(),
     ]
     if train.ema_decay is not None:
-        # An average of the pivots' numbers would be those of others.
-        callbacks.append(EMAWeightAveraging(decay=train.ema_decay, use_buffers=False))
+        callbacks.append(
+            WeightAveraging(
+                # An average of the pivots' numbers would be those of others.
+                use_buffers=False,
+                # Interpolates, so that weights that are not trained stay what they are.
+                multi_avg_fn=get_ema_multi_avg_fn(train.ema_decay),  # type: ignore[no-untyped-call]
+            )
+        )
     if best is not None and train.patience is not None:
         callbacks.append(StopEarly(_MONITOR, patience=train.patience, min_delta=0.0))
     # The best one first, so that the last one knows of it.

@@ -89,7 +89,9 @@ def _check_parts(recipe: Recipe, run: RunFolder) -> None:
     check_teacher(recipe)
     if recipe.compression.method != "none":
         build_callback(recipe.compression, run.statistics)
-    build_trainer(recipe, None)
+    # Weights are split over processes, and precisions may not fit that, in training only.
+    for steps in {0, recipe.finetune.max_steps}:
+        build_trainer(recipe, None, steps=steps)
 
 
 def _run_stages(

@@ -70,6 +70,7 @@ def test_slurm_starts_a_process_for_each_device(cluster):
     assert (recipe.trainer.num_nodes, recipe.trainer.devices) == (2, 4)
     assert recipe.run.resume
     assert recipe.run.dir == "runs/a"
+    assert recipe.trainer.strategy == "auto", "that of the recipe"
     assert not (cluster / "scontrol").exists(), "a job that is done is not put back"
 
 

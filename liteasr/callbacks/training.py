@@ -115,6 +115,8 @@ class StopOnNonFiniteLoss(L.Callback):
         parameters = [one for group in optimizer.param_groups for one in group["params"]]
         gradients = [one.grad for one in parameters if one.grad is not None]
         own = [one.to_local() if isinstance(one, DTensor) else one for one in gradients]
+        # Of a small tensor that is split over many processes some have nothing.
+        own = [one for one in own if one.numel()]
         # The largest of them, which unlike a sum of squares does not overflow in half precision.
         largest = nn.utils.get_total_norm(own, float("inf"))
         self._check(trainer, "largest gradient", largest, names_clips=False)

@@ -18,6 +18,7 @@ from liteasr.config.schema import (
     EVALUATION_ROLES,
     FSDP,
     ROLES,
+    Dtype,
     FinetuneConfig,
     Recipe,
     SourceConfig,
@@ -296,6 +297,16 @@ def _training(recipe: Recipe) -> Iterator[str]:
         )
     elif not decodes and train.trainable is Trainable.all:
         yield "finetune.trainable: all, but no loss with a weight looks at the decoder"
+    if train.max_steps > 0 and recipe.model.dtype is Dtype.float16:
+        yield (
+            "model.dtype: float16 weights cannot be trained (the epsilon of AdamW is 0 in them); "
+            "use float32 with trainer.precision=16-mixed"
+        )
+    if train.max_steps > 0 and recipe.trainer.precision == "16-true":
+        yield (
+            "trainer.precision: 16-true weights cannot be trained (the epsilon of AdamW is 0 in "
+            "them); use 16-mixed or bf16-mixed"
+        )
     if distils and recipe.model.weights is Weights.random and train.teacher is None:
         yield "finetune.teacher: must be set for distillation into random weights"
 

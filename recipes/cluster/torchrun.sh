@@ -23,5 +23,4 @@ exec "${PYTHON:-python}" -m torch.distributed.run \
   run.resume=true \
   trainer.num_nodes="$nodes" \
   trainer.devices="$devices" \
-  trainer.strategy=ddp \
   "$@"

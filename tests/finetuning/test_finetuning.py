@@ -7,11 +7,13 @@ import torch
 import transformers
 from finetuned import Killed, checkpoint, differing, interrupt, kept, kill, rows, weights
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from trainable import Training, make_shape
 
 from liteasr import WhisperModule
+from liteasr.builders import build_trainer
 from liteasr.config import ConfigError, load_recipe
 from liteasr.distillation import Teacher
 from liteasr.loading import load_model
@@ -135,6 +137,16 @@ def test_the_average_of_the_weights_is_what_is_kept(tmp_path, wers):
     orders = [name for name in before if name.endswith(".order")]
     assert len(orders) == 5  # one layer is of full rank
     assert all(torch.equal(weights(folder)[name], before[name]) for name in orders)
+
+
+def test_an_average_leaves_alone_what_is_not_trained(tmp_path):
+    training = Training(tmp_path, {"ema_decay": 0.9, "trainable": "factors"}, pivoted=True)
+    folder, _ = training.run("run")
+    before = load_file(tmp_path / "pivoted" / "model.safetensors")
+    changed = {name.rpartition(".")[0] for name in differing(before, weights(folder))}
+    block = "model.encoder.layers.0."
+    names = ("fc1", "fc2", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+    assert changed == {block + name for name in (*names, "self_attn.out_proj")}
 
 
 def test_distillation_is_logged_and_begins_at_nothing(tmp_path):
@@ -266,6 +278,36 @@ def test_refuses_what_makes_no_sense(tmp_path, changes, message):
     file.write_text(json.dumps(training.recipe))
     with pytest.raises(ConfigError, match=message):
         load_recipe(file)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model.dtype", "float16", "model.dtype: float16 weights cannot be trained"),
+        ("trainer.precision", "16-true", "trainer.precision: 16-true weights cannot be trained"),
+        ("trainer.precision", "transformer-engine", "trainer: "),
+        ("trainer.accelerator", "tpu", "trainer: "),
+        ("trainer.strategy", "fsdp", "trainer: "),
+    ],
+)
+def test_what_cannot_train_is_told_before_anything_is_done(tmp_path, capsys, key, value, message):
+    """Precision 64-true can be trained in, but not where weights are split."""
+    precision = ["trainer.precision=64-true"] if value == "fsdp" else []
+    folder, code = Training(tmp_path).run("run", f"{key}={value}", *precision)
+    assert code == 2
+    assert message in capsys.readouterr().err
+    assert not folder.exists()
+
+
+def test_lightning_does_not_requeue_jobs_of_slurm(tmp_path, monkeypatch):
+    numbers = dict.fromkeys(("JOB_ID", "PROCID", "NODEID", "LOCALID"), "0")
+    for name, value in {"NTASKS": "1", "JOB_NAME": "train", **numbers}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    _, file, *overrides = Training(tmp_path).arguments("run", "trainer.strategy=ddp")
+    recipe = load_recipe(file, overrides)
+    environment = build_trainer(recipe, None).strategy.cluster_environment
+    assert isinstance(environment, SLURMEnvironment)
+    assert not environment.auto_requeue
 
 
 def test_an_encoder_learns_from_speech_without_transcripts(tmp_path):

@@ -3,6 +3,7 @@
 import errno
 import signal
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from finetuned import (
 from trainable import Training, make_shape
 
 from liteasr import WhisperModule
+from liteasr.callbacks import StopOnNonFiniteLoss
 from liteasr.compression import CompressionPlan, LayerPlan
 from liteasr.config import ConfigError
 
@@ -160,6 +162,20 @@ def test_gradients_that_are_no_numbers_stop_the_run(tmp_path, monkeypatch, capsy
     saved = checkpoint(folder)
     assert saved["global_step"] == 5
     assert all(torch.isfinite(tensor).all() for tensor in saved["state_dict"].values())
+
+
+def test_a_process_with_none_of_a_split_tensor_looks_at_the_others(monkeypatch):
+    """As FSDP leaves it with tensors of fewer rows than processes."""
+    layers = [torch.nn.Parameter(torch.zeros(rows, 3)) for rows in (0, 2)]
+    for one in layers:
+        one.grad = torch.ones_like(one)
+    checked = []
+    callback = StopOnNonFiniteLoss()
+    monkeypatch.setattr(callback, "_check", lambda _, what, value, **__: checked.append(value))
+    trainer = SimpleNamespace(precision_plugin=None)
+    callback.on_before_optimizer_step(trainer, None, torch.optim.AdamW(layers))
+    callback.on_before_optimizer_step(trainer, None, torch.optim.AdamW(layers[:1]))
+    assert checked == [1.0, 0.0]
 
 
 def test_data_that_fail_late_do_not_cost_the_checkpoints(tmp_path, monkeypatch, capsys):
