@@ -14,6 +14,7 @@ from liteasr.config import ConfigError
 log = logging.getLogger(__name__)
 
 __all__ = [
+    "SharedConfigError",
     "gather_lists",
     "lost_a_process",
     "mean_over_processes",
@@ -33,6 +34,10 @@ _LOST = (
     "Broken pipe",
     "remote process exited",
 )
+
+
+class SharedConfigError(ConfigError):
+    """What was asked for cannot be done, as all processes say at the same place."""
 
 
 def gather_lists(items: Sequence[Item]) -> list[Item]:
@@ -117,15 +122,15 @@ def raise_together(errors: Sequence[str]) -> None:
         errors: What this process found.
 
     Raises:
-        ConfigError: With the errors of all processes, if there are any.
+        SharedConfigError: With the errors of all processes, if there are any.
 
     Example:
         >>> raise_together([])
         >>> raise_together(["data.test.an4: no utterance can be used"])
         Traceback (most recent call last):
         ...
-        liteasr.config.errors.ConfigError: data.test.an4: no utterance can be used
+        liteasr.distributed.SharedConfigError: data.test.an4: no utterance can be used
     """
     together = list(dict.fromkeys(gather_lists(errors)))
     if together:
-        raise ConfigError(together)
+        raise SharedConfigError(together)

@@ -8,5 +8,6 @@ __all__ = ["RunError"]
 class RunError(RuntimeError):
     """A run had to stop: the message says where, and what can be done.
 
-    Entry points print it without a traceback and end with exit code 1.
+    It is raised on all processes of a run at the same place. Entry points print it without a
+    traceback and end with exit code 1.
     """

@@ -174,9 +174,21 @@ class WhisperModule(EvaluationSteps):
         self.compression_plan = plan
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the plan beside the weights."""
+        """Store the plan beside the weights, and optimizer states by the names of weights.
+
+        Numbers mean the weights that are trained, or all of them where they are split over
+        processes: Lightning could not go on with the one from the other.
+        """
         if self.compression_plan is not None:
             checkpoint[self.PLAN_KEY] = self.compression_plan.to_dict()
+        named = list(self.named_parameters())
+        names = [name for name, one in named if one.requires_grad or is_sharded(self)]
+        for state in checkpoint.get("optimizer_states", []):
+            if "state" not in state:
+                continue  # of another process than the first
+            state["state"] = {names[number]: one for number, one in state["state"].items()}
+            for group in state["param_groups"]:
+                group["params"] = [names[number] for number in group["params"]]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Rebuild the structure before the weights are loaded into it.

@@ -13,13 +13,13 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, WeightAveraging
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from liteasr.distributed import raise_together
+from liteasr.distributed import SharedConfigError, raise_together
 from liteasr.errors import RunError
 
 __all__ = [
@@ -204,8 +204,10 @@ class LastCheckpoint(ModelCheckpoint):
     Lightning would end each process wherever it is: in the middle of a validation, of which a
     checkpoint keeps no counts, or of the batches that make a step, of which it keeps no gradients.
 
-    After an error (of a file, of memory) one process alone writes it too; of several the others
-    are not there to take part.
+    After an error (of a file, of memory) it is written too, by one process alone, and by several if
+    all of them raise it; else the others are not there to take part. After one in a validation (but
+    of an average of the weights, which are then in the place of those that are trained) the run
+    goes on with that validation.
 
     Args:
         folder: Where to write.
@@ -241,11 +243,18 @@ class LastCheckpoint(ModelCheckpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
         """Save the last step, if weights and optimizer are still those of its end."""
-        may_be_whole = isinstance(exception, Exception) and trainer.training
-        is_last = self._step.get("global_step") == trainer.global_step
-        if not (may_be_whole and is_last and trainer.world_size == 1):
+        is_whole = self._step.get("global_step") == trainer.global_step
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if trainer.validating and any(isinstance(one, WeightAveraging) for one in callbacks):
+            return
+        is_shared = isinstance(exception, (RunError, SharedConfigError))
+        if not isinstance(exception, Exception) or not is_whole:
+            return
+        if trainer.world_size > 1 and not is_shared:
             return
         self._is_torn = True
+        if trainer.validating:
+            _begin_validation(self._step["fit_loop"])
         try:
             self._save(trainer)
         except Exception as second:
@@ -323,3 +332,18 @@ class LastCheckpoint(ModelCheckpoint):
     def _save(self, trainer: L.Trainer) -> None:
         if self._last_global_step_saved != trainer.global_step:
             self._save_none_monitor_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
+def _begin_validation(fit_loop: dict[str, Any]) -> None:
+    """Make a state of Lightning's loops, of before a validation, one of which that comes first.
+
+    It takes up a validation again in which a batch was started and not done.
+    """
+    progress = fit_loop["epoch_loop.val_loop.batch_progress"]
+    done = progress["total"]["completed"]
+    for key, count in (("total", done), ("current", 0)):
+        progress[key] = {
+            **progress[key],
+            **dict.fromkeys(("ready", "started"), count + 1),
+            **dict.fromkeys(("processed", "completed"), count),
+        }

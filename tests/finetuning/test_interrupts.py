@@ -104,6 +104,31 @@ def killed_in_step(step, training, monkeypatch):
             training.run("broken")
 
 
+@pytest.mark.parametrize("at", [3, 9])
+def test_an_error_in_a_validation_costs_nothing_but_it(tmp_path, monkeypatch, wers, at):
+    training = Training(tmp_path, validates=True)
+    wers(60, 50, 40, 30, 35)
+    whole, _ = training.run("whole")
+    original = WhisperModule.validation_step
+    with monkeypatch.context() as patch:
+
+        def validation_step(self, *batch):
+            if self.global_step == at:
+                raise RuntimeError("out of memory")
+            return original(self, *batch)
+
+        patch.setattr(WhisperModule, "validation_step", validation_step)
+        wers(*(60, 50, 40, 30)[: 1 + (at - 1) // 3])
+        with pytest.raises(RuntimeError, match="out of memory"):
+            training.run("cut")
+    folder = tmp_path / "cut"
+    assert checkpoint(folder)["global_step"] == at
+    wers(*(50, 40, 30, 35)[(at - 1) // 3 :])
+    assert training.run("cut", "run.resume=true")[1] == 0
+    assert kept(folder) == kept(whole) == {"step": 9, "val_wer_before": 60.0, "val_wer": 30.0}
+    assert not differing(checkpoint(whole)["state_dict"], checkpoint(folder)["state_dict"])
+
+
 def test_an_average_goes_on_where_it_was(tmp_path, monkeypatch, wers):
     training = Training(tmp_path, {"ema_decay": 0.9}, validates=True)
     wers(60, 50, 40, 30, 20)

@@ -107,6 +107,34 @@ def test_two_processes_learn_what_one_does(tmp_path, start, options):
     assert kept(one) == kept(two)
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("auto", "fsdp"), ("fsdp", "auto"), ("fsdp", "fsdp")],
+)
+def test_goes_on_with_another_strategy(tmp_path, first, second):
+    """To the weights of a run that was never stopped; where both are split, over two processes."""
+    changes = {"max_steps": 60, "val_every": 5, "learning_rate": 1e-3, "trainable": "factors"}
+    training = Training(tmp_path, changes, chance=False, pivoted=True)
+    training.recipe["data"]["train"]["a"]["limit"] = 6
+    whole, _ = training.run("whole")
+    devices = 2 if first == second else 1
+    options = [f"trainer.devices={devices}", f"data.train_batch_size={2 // devices}"]
+    command = [sys.executable, "-m", "liteasr.fit", *training.arguments("cut", *options)]
+    cut = tmp_path / "cut"
+    with started([*command, f"trainer.strategy={first}"]) as run:
+        wait_for(cut / "checkpoints" / "last.ckpt", run)
+        os.killpg(run.pid, signal.SIGTERM)
+        assert run.wait(120) != 0
+    assert checkpoint(cut)["global_step"] < 60
+    with started([*command, f"trainer.strategy={second}", "run.resume=true"]) as run:
+        assert run.wait(120) == 0, run.stderr.read()
+    ends = [checkpoint(folder) for folder in (whole, cut)]
+    assert [end["global_step"] for end in ends] == [60, 60]
+    for name, weight in ends[0]["state_dict"].items():
+        if not name.endswith("k_proj.bias"):  # the softmax ignores it
+            assert torch.allclose(weight, ends[1]["state_dict"][name], rtol=0, atol=2e-5), name
+
+
 def test_a_killed_worker_ends_the_run_which_then_goes_on(tmp_path):
     training = Training(tmp_path, {"max_steps": 3000, "val_every": 5})
     options = ["trainer.devices=2", "trainer.strategy=ddp", "data.train_batch_size=1"]
@@ -129,10 +157,10 @@ def test_a_killed_worker_ends_the_run_which_then_goes_on(tmp_path):
     assert checkpoint(tmp_path / "two")["global_step"] > before
 
 
-def test_files_that_one_process_cannot_read_end_both(tmp_path):
+def test_a_file_that_one_process_cannot_read_ends_both_which_save_the_step_before(tmp_path):
     training = Training(tmp_path)
-    for index in range(0, 6, 2):
-        (tmp_path / "speech" / f"{index}.flac").write_bytes(b"no sound")
+    (tmp_path / "speech" / "5.flac").write_bytes(b"no sound")
+    training.recipe["data"]["max_bad_fraction"] = 0.1
     options = ["trainer.devices=2", "trainer.strategy=ddp", "data.train_batch_size=1"]
     run = subprocess.run(
         [sys.executable, "-m", "liteasr.fit", *training.arguments("two", *options)],
@@ -145,6 +173,7 @@ def test_files_that_one_process_cannot_read_end_both(tmp_path):
     assert run.returncode == 2
     assert "cannot be read, above data.max_bad_fraction" in run.stderr
     assert "Traceback" not in run.stderr
+    assert checkpoint(tmp_path / "two")["global_step"] == 1
 
 
 def test_a_process_that_loses_another_says_so(tmp_path, monkeypatch, capsys):
