@@ -39,6 +39,7 @@ from liteasr.config import (
     reads_transcripts,
 )
 from liteasr.data import SpeechDataModule
+from liteasr.loading import load_config, load_processor
 from liteasr.module import WhisperModule
 from liteasr.runfolder import RunFolder
 
@@ -58,6 +59,7 @@ __all__ = [
     "build_method_from_config",
     "build_module",
     "build_trainer",
+    "check_sources",
 ]
 
 
@@ -109,6 +111,24 @@ def build_datamodule(recipe: Recipe, module: WhisperModule) -> SpeechDataModule:
         max_labels=module.model.config.max_target_positions,
         train_transcripts=reads_transcripts(recipe.finetune),
     )
+
+
+def check_sources(recipe: Recipe) -> None:
+    """Look at the model's configuration and processor and at the data, without loading weights.
+
+    Raises:
+        ConfigError: Naming what cannot be used.
+    """
+    source = recipe.model
+    load_config(source.id, source.revision)
+    processor = load_processor(source.processor or source.id, revision=source.revision)
+    SpeechDataModule(
+        recipe.data,
+        processor,
+        normalizer=str,
+        seed=recipe.run.seed,
+        train_transcripts=reads_transcripts(recipe.finetune),
+    ).check()
 
 
 def build_method_from_config(config: CompressionConfig) -> CompressionMethod:

@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning as L
 
-from liteasr.builders import build_datamodule, build_module, build_trainer
+from liteasr.builders import build_datamodule, build_module, build_trainer, check_sources
 from liteasr.cli import recipe_parser, run_main
 from liteasr.compare_report import best_entries, comparison_markdown, comparison_table
 from liteasr.comparison import Comparison, check_entries, smallest_accepted, smallest_size
@@ -18,14 +18,12 @@ from liteasr.config import (
     Recipe,
     check_comparison,
     load_recipe,
-    reads_transcripts,
     to_yaml,
 )
 from liteasr.console import console
-from liteasr.data import SpeechDataModule
 from liteasr.environment import environment
 from liteasr.files import write_text
-from liteasr.loading import load_config, load_processor, require_weights
+from liteasr.loading import require_weights
 from liteasr.module import WhisperModule
 from liteasr.reporting import write_report_or_warn
 from liteasr.runfolder import RunFolder, is_first_process
@@ -182,17 +180,8 @@ def dry_run(recipe: Recipe) -> None:
     """
     run = RunFolder(recipe)
     run.check()
-    source = recipe.model
-    load_config(source.id, source.revision)
-    processor = load_processor(source.processor or source.id, revision=source.revision)
     _check_parts(recipe, run)
-    SpeechDataModule(
-        recipe.data,
-        processor,
-        normalizer=str,
-        seed=recipe.run.seed,
-        train_transcripts=reads_transcripts(recipe.finetune),
-    ).check()
+    check_sources(recipe)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

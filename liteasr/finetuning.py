@@ -19,6 +19,7 @@ from liteasr.builders import build_module, build_trainer
 from liteasr.callbacks import (
     BestCheckpoint,
     LastCheckpoint,
+    SameStart,
     SeededSteps,
     StopEarly,
     StopOnBadData,
@@ -183,6 +184,7 @@ def _best_checkpoint(recipe: Recipe, run: RunFolder) -> ModelCheckpoint | None:
 def _callbacks(recipe: Recipe, run: RunFolder, best: ModelCheckpoint | None) -> list[L.Callback]:
     train = recipe.finetune
     callbacks: list[L.Callback] = [
+        SameStart(recipe.model.id),
         SeededSteps(recipe.run.seed),
         StopOnBadData(),
         StopOnNonFiniteLoss(),

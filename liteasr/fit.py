@@ -17,6 +17,7 @@ from liteasr.builders import (
     build_datamodule,
     build_module,
     build_trainer,
+    check_sources,
 )
 from liteasr.cli import recipe_parser, run_main
 from liteasr.compression import AllocationError, CompressionPlan
@@ -26,7 +27,6 @@ from liteasr.config import (
     Weights,
     check_goal,
     load_recipe,
-    reads_transcripts,
     to_yaml,
 )
 from liteasr.console import console
@@ -34,7 +34,7 @@ from liteasr.data import SpeechDataModule
 from liteasr.environment import environment
 from liteasr.files import write_text
 from liteasr.finetuning import check_teacher, finetune
-from liteasr.loading import load_config, load_processor, require_weights
+from liteasr.loading import require_weights
 from liteasr.model_card import write_model_card
 from liteasr.module import WhisperModule
 from liteasr.predictions import write_predictions
@@ -190,18 +190,10 @@ def dry_run(recipe: Recipe) -> None:
     Raises:
         ConfigError: Naming what is wrong.
     """
-    RunFolder(recipe).check()
-    source = recipe.model
-    load_config(source.id, source.revision)
-    processor = load_processor(source.processor or source.id, revision=source.revision)
-    _check_parts(recipe, RunFolder(recipe))
-    SpeechDataModule(
-        recipe.data,
-        processor,
-        normalizer=str,
-        seed=recipe.run.seed,
-        train_transcripts=reads_transcripts(recipe.finetune),
-    ).check()
+    run = RunFolder(recipe)
+    run.check()
+    _check_parts(recipe, run)
+    check_sources(recipe)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

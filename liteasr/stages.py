@@ -80,11 +80,16 @@ def evaluate_against_dense(
 ) -> dict[str, Any]:
     """:func:`evaluate_module` with the encoder's error, if the recipe asks for it.
 
-    There is none where training began with random weights.
+    Its reference is the model that the recipe compresses; where it compresses none, as when
+    training of a lite-whisper goes on, it is the teacher. There is none where training began with
+    random weights.
     """
     if recipe.evaluation.encoder_error and recipe.model.weights is Weights.pretrained:
-        source = recipe.model
-        dense = load_model(source.id, revision=source.revision, dtype=source.dtype.value)
+        source, teacher = recipe.model, recipe.finetune.teacher
+        if teacher is not None and recipe.compression.method == "none":
+            dense = load_model(teacher, dtype=source.dtype.value)
+        else:
+            dense = load_model(source.id, revision=source.revision, dtype=source.dtype.value)
         module.compare_with(dense.get_encoder())
     result = evaluate_module(recipe, module, datamodule, role)
     module.compare_with(None)

@@ -2,6 +2,7 @@
 
 from liteasr.callbacks.compression import CompressionCallback
 from liteasr.callbacks.decoding_progress import DecodingProgress
+from liteasr.callbacks.same_start import SameStart
 from liteasr.callbacks.training import (
     BestCheckpoint,
     EndAtOnce,
@@ -18,6 +19,7 @@ __all__ = [
     "DecodingProgress",
     "EndAtOnce",
     "LastCheckpoint",
+    "SameStart",
     "SeededSteps",
     "StopEarly",
     "StopOnBadData",

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from trainable import Training, make_shape
+from trainable import Training, make_shape, part
 
 from liteasr import WhisperModule
 from liteasr.builders import build_trainer
@@ -328,3 +328,14 @@ def test_a_decoder_does_not(tmp_path, capsys):
     assert code == 2
     assert "data.train.a.path" in capsys.readouterr().err
     assert not folder.exists()
+
+
+def test_what_is_trained_further_is_measured_against_its_teacher(tmp_path):
+    losses = {"cross_entropy_weight": 0.0, "encoder_distillation_weight": 1.0}
+    options = {**losses, "trainable": "encoder", "max_steps": 1, "learning_rate": 1e-9}
+    training = Training(tmp_path, options, pivoted=True)
+    training.recipe["finetune"]["teacher"] = str(training.dense)
+    training.recipe["data"]["test"] = part(tmp_path / "speech", skip=9, limit=2)
+    folder, _ = training.run("run")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["encoder_relative_error"] > 0.01, "nothing against the model it began with"

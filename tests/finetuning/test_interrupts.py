@@ -244,6 +244,26 @@ def test_a_moved_run_knows_its_best_weights(tmp_path, monkeypatch, wers):
     assert kept(folder) == {"step": 3, "val_wer_before": 60.0, "val_wer": 30.0}
 
 
+def test_a_checkpoint_of_training_from_other_weights_is_refused(tmp_path, monkeypatch, capsys):
+    """Of equal names and shapes, as two calibrations may give."""
+    training = Training(tmp_path)
+    with monkeypatch.context() as patch:
+        interrupt(patch, 4, kill)
+        with pytest.raises(Killed):
+            training.run("run")
+    before = (tmp_path / "run" / "checkpoints" / "last.ckpt").read_bytes()
+    other = WhisperModule(str(tmp_path / "dense"))
+    with torch.no_grad():
+        other.encoder.layers[0].fc1.bias[0] += 1
+    other.model.save_pretrained(tmp_path / "dense")
+    capsys.readouterr()
+    assert training.run("run", "run.resume=true")[1] == 2
+    said = capsys.readouterr().err
+    assert "began with other weights" in said
+    assert said.count(f"{tmp_path / 'dense'}, encoder of 0.") == 2
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").read_bytes() == before
+
+
 def test_going_on_saves_no_step_amid_its_batches(tmp_path, monkeypatch):
     training = Training(tmp_path)
     options = ["trainer.accumulate_grad_batches=2"]
