@@ -5,9 +5,9 @@
 A small run of every stage (dense WER, calibration, compression, fine-tuning with validation, WER)
 is done once as it is. Then, for each kill: the same run in a folder of its own, ended after a
 random share of the time that the first one took, and the same command with ``run.resume=true``
-until it is done. What must be equal: ``plan.json``, and ``metrics.json`` but for times and memory.
-No file may be left whose name begins with a dot, as those do that are being written. Exit code 1
-if anything differs.
+until it is done. What must be equal: every weight of ``model/`` and of the checkpoints bit for bit,
+``plan.json``, and ``metrics.json`` but for times and memory. No file may be left whose name begins
+with a dot, as those do that are being written. Exit code 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from safetensors.torch import load_file
 
 TIMES = ("rtfx", "encoder_rtfx", "ran_on")
 
@@ -87,6 +90,29 @@ def interrupt(file: Path, folder: Path, seconds: float, how: signal.Signals) -> 
     return ", ".join(done) or "nothing"
 
 
+def weights(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """Of the model that a run has made, and of the checkpoints that it has left."""
+    files = {file.name: file for file in (folder / "checkpoints").glob("*.ckpt")}
+    found = {
+        name: torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
+        for name, file in files.items()
+    }
+    return {**found, "model": load_file(folder / "model" / "model.safetensors")}
+
+
+def differing(one: Path, other: Path) -> list[str]:
+    """What is not the same at the end of two runs."""
+    parts = [name for name in ("metrics", "plan") if outcome(one)[name] != outcome(other)[name]]
+    ours, theirs = weights(one), weights(other)
+    if ours.keys() != theirs.keys():
+        return [*parts, "names of checkpoints"]
+    for name, own in ours.items():
+        same_names = own.keys() == theirs[name].keys()
+        if not same_names or not all(torch.equal(own[key], theirs[name][key]) for key in own):
+            parts.append(f"weights of {name}")
+    return parts + [path.name for path in other.rglob(".*")]
+
+
 def outcome(folder: Path) -> dict[str, Any]:
     metrics = json.loads((folder / "metrics.json").read_text())
     for key in ("timing_s", "peak_memory_mb"):
@@ -111,16 +137,15 @@ def main() -> int:
         file = Path(name) / "recipe.yaml"
         file.write_text(yaml.safe_dump(recipe(options.model, options.data)))
         seconds = finish(file, Path(name) / "whole")
-        expected = outcome(Path(name) / "whole")
         print(f"uninterrupted: {seconds:.0f} s", flush=True)
         for index in range(options.kills):
             folder, moment = Path(name) / f"run{index}", draw.uniform(0, seconds)
             done = interrupt(file, folder, moment, how)
             finish(file, folder)
-            left = [path.name for path in folder.rglob(".*")]
-            same = outcome(folder) == expected and not left
-            failures += not same
-            verdict = "same" if same else f"DIFFERENT {left or ''}"
+            parts = differing(Path(name) / "whole", folder)
+            failures += bool(parts)
+            verdict = f"DIFFERENT: {', '.join(parts)};" if parts else "same"
+            shutil.rmtree(folder)
             print(
                 f"{options.signal} after {moment:5.1f} s: {verdict:10} had done: {done}", flush=True
             )
