@@ -37,6 +37,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         with _errors_of_writing(path):
             yield temporary
+            _to_disk(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -66,6 +67,9 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
         temporary.mkdir()
         with _errors_of_writing(folder):
             yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    _to_disk(file)
         if folder.exists():
             os.replace(folder, old)
         os.replace(temporary, folder)
@@ -74,6 +78,12 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
             os.replace(old, folder)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _to_disk(file: Path) -> None:
+    """Wait until a file's content is on the disk: its name may be there sooner, at a power cut."""
+    with file.open("rb") as content:
+        os.fsync(content.fileno())
 
 
 @contextmanager

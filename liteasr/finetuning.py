@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import lightning as L
@@ -101,6 +102,8 @@ def _train(
     trainer = build_trainer(recipe, run, _callbacks(recipe, run, best), recipe.finetune.max_steps)
     last = run.checkpoints / _LAST
     resumable = recipe.run.resume and last.is_file()
+    if resumable:
+        _load(last)  # each strategy loads it in its own way; what is broken is told here
     trainer.fit(module, datamodule=datamodule, ckpt_path=str(last) if resumable else None)
     module.learn_from(None)
     trainer.save_checkpoint(last)
@@ -259,7 +262,20 @@ def _loaded(recipe: Recipe, run: RunFolder, candidate: _Candidate) -> WhisperMod
 
 
 def _load(checkpoint: Path) -> dict[str, Any]:
-    content: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    """A checkpoint's content; tensors are read from the file when they are used.
+
+    Raises:
+        ConfigError: If it is damaged.
+    """
+    try:
+        content: dict[str, Any] = torch.load(
+            checkpoint, map_location="cpu", weights_only=True, mmap=True
+        )
+    except (RuntimeError, EOFError, UnpicklingError) as error:
+        raise ConfigError(
+            f"run.resume: {checkpoint} cannot be read ({str(error).split(chr(10), 1)[0]}); "
+            "without it the training begins anew"
+        ) from error
     return content
 
 

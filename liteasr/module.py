@@ -233,6 +233,8 @@ class WhisperModule(EvaluationSteps):
         self.model.requires_grad_(False)
         for parameter in self.trainable_parameters():
             parameter.requires_grad_(True)
+        if self.trainer.strategy.root_device.type == "cpu":
+            self._use_fast_encoder()
 
     def on_train_start(self) -> None:
         """Leave evaluation mode, in which checkpoints are loaded (SpecAugment looks at it)."""
@@ -342,7 +344,10 @@ class WhisperModule(EvaluationSteps):
     def prepare_inference(self) -> None:
         """Run a compressed encoder by the plans that suit its ranks."""
         if self.compression_plan is not None:
-            use_fast_inference(self.encoder, self.model.config.max_source_positions)
+            self._use_fast_encoder()
+
+    def _use_fast_encoder(self) -> None:
+        use_fast_inference(self.encoder, self.model.config.max_source_positions)
 
     def decode(self, batch: Mapping[str, Any], encoded_BTD: Tensor | None = None) -> list[str]:
         """Recognise the utterances of an evaluation batch.

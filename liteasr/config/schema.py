@@ -382,8 +382,8 @@ class EvaluationConfig:
     dense: bool = True
     """Measure the WER of the checkpoint as it came."""
     encoder_error: bool = True
-    """Measure the relative error of the encoder's output against the dense encoder, or the teacher's
-    where nothing is compressed."""
+    """Measure the relative error of the encoder's output against the dense encoder, or the
+    teacher's where nothing is compressed."""
 
 
 @dataclass

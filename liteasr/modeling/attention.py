@@ -6,10 +6,13 @@ queries and keys, V dimensions of a head for values.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .linear import run
@@ -163,7 +166,9 @@ def attend(
     heads = max(x.shape[1] for x in (q_BHTR, k_BHTR, v_BHTV))
     if mask is None and not dropout and _is_better_in_tiles(q_BHTR, width):
         q_BHTR, k_BHTR, v_BHTV = (x.expand(-1, heads, -1, -1) for x in (q_BHTR, k_BHTR, v_BHTV))
-        return _attend_in_tiles(q_BHTR * scale, k_BHTR, v_BHTV), None
+        way = _DifferentiableTiles.apply if torch.is_grad_enabled() else _attend_in_tiles
+        mixed_BHTV: Tensor = way(q_BHTR * scale, k_BHTR, v_BHTV)
+        return mixed_BHTV, None
     # The fused kernels take one width for all three. Padding costs little; without a fused kernel
     # all scores would be in memory, and it is several times as slow (torch 2.13, CPU).
     common = max(q_BHTR.shape[-1], width)
@@ -178,24 +183,70 @@ def attend(
 
 
 def _is_better_in_tiles(q_BHTR: Tensor, width: int) -> bool:
-    if q_BHTR.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if q_BHTR.device.type != "cpu" or torch.compiler.is_compiling():
         return False
-    # torch 2.13: the CPU's fused kernel leaves its matrix units for bfloat16 half idle, and knows
-    # of MKL alone. With MKL in fp32 it is a tenth faster than tiles, which pays as long as there is
-    # little to pad.
+    if q_BHTR.dtype == torch.bfloat16 or torch.is_grad_enabled():
+        # torch 2.13: the CPU's fused kernel leaves its matrix units for bfloat16 half idle, and
+        # its way back does in any type.
+        return q_BHTR.dtype != torch.float16
+    # It knows of MKL alone. With MKL in fp32 it is a tenth faster than tiles, which pays as long as
+    # there is little to pad.
     narrow, wide = sorted((q_BHTR.shape[-1], width))
-    return q_BHTR.dtype == torch.bfloat16 or by_onednn(q_BHTR) or narrow <= _LITTLE_TO_PAD * wide
+    return by_onednn(q_BHTR) or narrow <= _LITTLE_TO_PAD * wide
 
 
 def _attend_in_tiles(q_BHTR: Tensor, k_BHTR: Tensor, v_BHTV: Tensor) -> Tensor:
     """``softmax(q kᵀ) v``, head by head and some queries at a time, (B, H, T, V)."""
-    clips, heads, frames, width = v_BHTV.shape
-    mixed_BTHV = v_BHTV.new_empty(clips, q_BHTR.shape[2], heads, width)
-    for clip in range(clips):
-        for head in range(heads):
-            k_TR, v_TV = k_BHTR[clip, head].contiguous(), v_BHTV[clip, head].contiguous()
-            for start in range(0, frames, TILE):
-                tile = slice(start, start + TILE)
-                scores = affine(q_BHTR[clip, head, tile], k_TR.T)
-                mixed_BTHV[clip, tile, head] = affine(scores.softmax(dim=-1), v_TV)
+    clips, heads, queries = q_BHTR.shape[:3]
+    mixed_BTHV = v_BHTV.new_empty(clips, queries, heads, v_BHTV.shape[-1])
+    for clip, head in product(range(clips), range(heads)):
+        k_TR, v_TV = k_BHTR[clip, head].contiguous(), v_BHTV[clip, head].contiguous()
+        for tile in _tiles(queries):
+            scores = affine(q_BHTR[clip, head, tile], k_TR.T)
+            mixed_BTHV[clip, tile, head] = affine(scores.softmax(dim=-1), v_TV)
     return mixed_BTHV.transpose(1, 2)
+
+
+class _DifferentiableTiles(torch.autograd.Function):
+    """:func:`_attend_in_tiles` with gradients, for which no attention weights are kept.
+
+    The way back computes them again, as FlashAttention does (arXiv 2205.14135, algorithm 4).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q_BHTR: Tensor, k_BHTR: Tensor, v_BHTV: Tensor) -> Tensor:
+        mixed_BHTV = _attend_in_tiles(q_BHTR, k_BHTR, v_BHTV)
+        ctx.save_for_backward(q_BHTR, k_BHTR, v_BHTV, mixed_BHTV)
+        return mixed_BHTV
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, back_BHTV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q_BHTR, k_BHTR, v_BHTV, mixed_BHTV = ctx.saved_tensors
+        clips, heads, queries = q_BHTR.shape[:3]
+        back_q, back_k, back_v = (torch.empty_like(x) for x in (q_BHTR, k_BHTR, v_BHTV))
+        # What the scores' gradients of a query add up to, for the softmax.
+        sums_BHT1 = (back_BHTV * mixed_BHTV).sum(dim=-1, keepdim=True)
+        for clip, head in product(range(clips), range(heads)):
+            k_TR, v_TV = k_BHTR[clip, head].contiguous(), v_BHTV[clip, head].contiguous()
+            back_k_RT, back_v_VT = (_zeros_to_sum_in(x.T) for x in (k_TR, v_TV))
+            for tile in _tiles(queries):
+                q_NR = q_BHTR[clip, head, tile].contiguous()
+                back_NV = back_BHTV[clip, head, tile].contiguous()
+                weights_NT = affine(q_NR, k_TR.T).softmax(dim=-1)
+                back_v_VT += affine(back_NV.T, weights_NT)
+                scores_NT = affine(back_NV, v_TV.T).sub_(sums_BHT1[clip, head, tile])
+                scores_NT *= weights_NT
+                back_q[clip, head, tile] = affine(scores_NT, k_TR)
+                back_k_RT += affine(q_NR.T, scores_NT)
+            back_k[clip, head], back_v[clip, head] = back_k_RT.T, back_v_VT.T
+        return back_q, back_k, back_v
+
+
+def _zeros_to_sum_in(like: Tensor) -> Tensor:
+    """Zeros of a shape, in a type in which many small numbers can be summed."""
+    return torch.zeros(like.shape, dtype=torch.promote_types(like.dtype, torch.float32))
+
+
+def _tiles(queries: int) -> Iterator[slice]:
+    return (slice(start, start + TILE) for start in range(0, queries, TILE))

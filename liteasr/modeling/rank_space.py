@@ -20,6 +20,7 @@ from transformers.models.whisper.modeling_whisper import WhisperAttention
 from .attention import attend, split_heads
 from .linear import LowRankLinear, PivotedLinear, run
 from .products import affine
+from .tiles import TiledAttention
 
 __all__ = [
     "AttentionRanks",
@@ -123,7 +124,7 @@ class AttentionRanks:
         return self.width * (self.value + out), self.width // self.heads, 0
 
 
-class RankSpaceAttention(WhisperAttention):
+class RankSpaceAttention(TiledAttention):
     """Whisper's self-attention with the scores and the values between low-rank factors.
 
     With ``q = x A_q B_q + b_q`` and ``k = x A_k B_k + b_k`` the scores of a head are

@@ -4,8 +4,8 @@ The hidden activations of the MLP are four times as wide as the encoder: for eig
 Whisper tiny 74 MB, which are written to memory, activated there and read back. On a CPU that takes
 as long as the products of a low-rank layer. In tiles they stay in the cache.
 
-Attention between factors, and in reduced heads, chooses the faster way of :func:`attend` too; here
-is what gives dense heads the same.
+Attention between factors, and in reduced heads, chooses the faster way of :func:`attend` too, with
+gradients as without; here is what gives dense heads the same.
 
 Shape suffixes: B batch, T frames, N frames of all clips, D width of the encoder.
 """
@@ -68,9 +68,10 @@ class TiledEncoderLayer(WhisperEncoderLayer):
 
 
 class TiledAttention(WhisperAttention):
-    """Whisper's self-attention by :func:`attend`, where nothing is differentiated.
+    """Whisper's self-attention by :func:`attend`.
 
-    Made by :func:`use_tiles` alone, from an attention that has its weights already.
+    Made by :func:`use_tiles` alone, from an attention that has its weights already. Where gradients
+    are computed on another device than a CPU, it runs as its parent does.
     """
 
     def forward(
@@ -83,10 +84,12 @@ class TiledAttention(WhisperAttention):
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """As its parent does."""
-        if key_value_states is not None or cache is not None or torch.is_grad_enabled():
+        is_trained_elsewhere = torch.is_grad_enabled() and hidden_states.device.type != "cpu"
+        if key_value_states is not None or cache is not None or is_trained_elsewhere:
             whole: tuple[Tensor, Tensor | None] = super().forward(
                 hidden_states,
                 key_value_states=key_value_states,
+                cache=cache,
                 attention_mask=attention_mask,
                 output_attentions=output_attentions,
                 **kwargs,
@@ -99,6 +102,7 @@ class TiledAttention(WhisperAttention):
             ),
             scale=self.scaling,
             mask=attention_mask,
+            dropout=self.dropout if self.training else 0.0,
             need_weights=output_attentions,
         )
         return run(self.out_proj, mixed_BHTV.transpose(1, 2).flatten(2)), weights_BHTT

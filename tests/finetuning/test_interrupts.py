@@ -333,6 +333,20 @@ def test_a_disk_that_is_full_leaves_the_checkpoint_before(tmp_path, monkeypatch,
     assert [file.name for file in (folder / "checkpoints").iterdir()] == ["last.ckpt"]
 
 
+@pytest.mark.parametrize("content", [b"", b"no archive", 2000])
+def test_a_damaged_checkpoint_is_named(tmp_path, monkeypatch, capsys, content):
+    """As by a copy that was broken off."""
+    training = Training(tmp_path, {"max_steps": 6})
+    killed_in_step(4, training, monkeypatch)
+    last = tmp_path / "broken" / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:content] if isinstance(content, int) else content)
+    capsys.readouterr()
+    assert training.run("broken", "run.resume=true")[1] == 2
+    assert f"run.resume: {last} cannot be read" in capsys.readouterr().err
+    last.unlink()
+    assert training.run("broken", "run.resume=true")[1] == 0
+
+
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     folder, _ = Training(tmp_path, {"max_steps": 1}).run("run")
     other = make_shape(tmp_path / "other", weights=True, encoder_ffn_dim=128)

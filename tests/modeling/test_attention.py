@@ -3,10 +3,11 @@ import copy
 import pytest
 import torch
 from tiny import tiny_config
+from torch.nn import functional as F
 from transformers.models.whisper.modeling_whisper import WhisperAttention, WhisperEncoderLayer
 
 from liteasr.modeling import ReducedAttention
-from liteasr.modeling.attention import attend
+from liteasr.modeling.attention import TILE, attend
 
 WIDTH, HEADS, HEAD = 64, 2, 32
 
@@ -157,3 +158,62 @@ def test_one_head_of_keys_and_values_serves_all():
 def test_a_head_without_dimensions_is_refused(dims):
     with pytest.raises(ValueError, match="widths must be at least 1"):
         ReducedAttention(WIDTH, HEADS, *dims)
+
+
+def gradients(output, *inputs):
+    torch.manual_seed(2)
+    weights = torch.randn(output.shape, dtype=output.dtype)
+    return torch.autograd.grad((output * weights).sum(), inputs, retain_graph=True)
+
+
+@pytest.mark.parametrize(("heads", "qk_dim", "v_dim"), [(3, 4, 4), (3, 2, 5), (1, 5, 3)])
+def test_gradients_are_those_of_the_formula(heads, qk_dim, v_dim):
+    """Over several tiles, the last of them small; of keys and values that heads share, too."""
+    torch.manual_seed(0)
+    frames = 2 * TILE + 3
+    shapes = (3, qk_dim), (heads, qk_dim), (heads, v_dim)
+    q, k, v = (
+        torch.randn(2, many, frames, width, dtype=torch.float64, requires_grad=True)
+        for many, width in shapes
+    )
+    expected = (q @ k.mT * 0.3).softmax(-1) @ v
+    actual = attend(q, k, v, scale=0.3)[0]
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(gradients(actual, q, k, v), gradients(expected, q, k, v))
+
+
+def test_gradients_in_half_precision_err_little_more_than_the_fused_kernels():
+    torch.manual_seed(0)
+    exact = [torch.randn(2, 3, 2 * TILE, 8, dtype=torch.float64) for _ in range(3)]
+    ways = {
+        "exact": (torch.float64, lambda q, k, v: (q @ k.mT / 8**0.5).softmax(-1) @ v),
+        "fused": (torch.bfloat16, F.scaled_dot_product_attention),
+        "tiled": (torch.bfloat16, lambda *x: attend(*x, scale=8**-0.5)[0]),
+    }
+    found = {}
+    for name, (dtype, way) in ways.items():
+        inputs = [x.detach().clone().to(dtype).requires_grad_() for x in exact]
+        torch.manual_seed(2)
+        output = way(*inputs)
+        (output * torch.randn(output.shape).to(dtype)).sum().backward()
+        assert {x.grad.dtype for x in inputs} == {dtype}
+        found[name] = [x.grad.double() for x in inputs]
+    for true, fused, tiled in zip(*found.values(), strict=True):
+        assert (tiled - true).norm() < 3 * (fused - true).norm()
+        assert (tiled - true).norm() < 0.03 * true.norm()
+
+
+def test_no_attention_weights_are_kept_for_the_gradients():
+    kept, frames = [], TILE + 1
+    q, k, v = (torch.randn(1, 2, frames, 8, requires_grad=True) for _ in range(3))
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()), id):
+        attend(q, k, v, scale=1.0)
+    assert max(kept) == q.numel()
+
+
+def test_trains_under_autocast():
+    layer = random_attention(8, 12)
+    with torch.autocast("cpu", torch.bfloat16):
+        output, _ = layer(torch.randn(1, 5, WIDTH))
+    output.sum().backward()
+    assert all(one.grad.isfinite().all() for one in layer.parameters())
