@@ -9,7 +9,7 @@ import lightning as L
 import torch
 
 from liteasr.compression import encoder_parameters
-from liteasr.config import ConfigError
+from liteasr.distributed import raise_together
 
 __all__ = ["SameStart"]
 
@@ -44,13 +44,15 @@ class SameStart(L.Callback):
         return dict(self._start)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Compare the start of a checkpoint's training with this one's.
+        """Compare the start of a checkpoint's training with this one's; every process must call it.
 
         Raises:
-            ConfigError: If they differ.
+            ConfigError: If they differ on any of them.
         """
+        problems = []
         if state_dict["sha256"] != self._start["sha256"]:
-            raise ConfigError(
+            problems.append(
                 f"checkpoint: of training that began with other weights "
                 f"({state_dict['model']}) than this one ({self._start['model']})"
             )
+        raise_together(problems)
