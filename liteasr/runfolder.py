@@ -125,7 +125,7 @@ class RunFolder:
             if find_spec(kind.value) is None:
                 raise ConfigError(
                     f"trainer.loggers: {kind.value} is not installed; "
-                    f"pip install 'liteasr[{kind.value}]' brings it"
+                    f"pip install {kind.value} brings it"
                 )
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"run.dir: {self.path} is a file")

@@ -50,7 +50,7 @@ def test_without_the_extra_it_is_named_before_anything_is_loaded(tmp_path, capsy
     assert main(["--model", "./no/such/model", "--output", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert "onnxscript" in error
-    assert "pip install liteasr[onnx]" in error
+    assert "pip install onnxscript" in error
     assert "there is no folder" not in error
 
 

@@ -47,5 +47,5 @@ def require_packages(*packages: str) -> None:
     absent = [name for name in packages if importlib.util.find_spec(name) is None]
     if absent:
         raise ConfigError(
-            f"ONNX needs {', '.join(absent)}, not installed here: pip install liteasr[onnx]"
+            f"ONNX needs {', '.join(absent)}, not installed here: pip install {' '.join(absent)}"
         )
